@@ -10,7 +10,11 @@ export const ERROR_CODES = {
   GGUF_INVALID: { status: 400, retry: false, meaning: 'the file is not a GGUF file that can be trusted' },
   GGUF_IO: { status: 500, retry: true, meaning: 'the file could not be read or written' },
   MODEL_UNSUPPORTED: { status: 400, retry: false, meaning: 'the architecture, or a part of it, is not known here' },
-  MODEL_INVALID: { status: 400, retry: false, meaning: 'a readable GGUF file that does not hold a whole, consistent model' },
+  MODEL_INVALID: {
+    status: 400,
+    retry: false,
+    meaning: 'a readable GGUF file that does not hold a whole, consistent model',
+  },
   DOWNLOAD_FAILED: { status: 502, retry: true, meaning: 'a model could not be fetched' },
   // machine
   NATIVE_MISSING: { status: 500, retry: false, meaning: 'the native libraries are missing or of the wrong version' },

@@ -1,0 +1,53 @@
+/**
+ * A file mapped read-only into memory: weights that stay in plain memory are used where they lie, and several processes
+ * share their pages. POSIX only; elsewhere the caller reads the file instead.
+ */
+import { closeSync, openSync } from 'node:fs'
+import koffi from 'koffi'
+import { KvasirError } from '../contract/errors.ts'
+import type { Pointer } from './declare.ts'
+import { Owned } from './owned.ts'
+
+const PROT_READ = 1
+const MAP_PRIVATE = 2
+const MAP_FAILED = 0xffffffffffffffffn
+
+interface Libc {
+  mmap(address: null, bytes: number, prot: number, flags: number, fd: number, offset: number): Pointer | null
+  munmap(address: Pointer, bytes: number): number
+}
+let libc: Libc | undefined
+
+function posix(): Libc {
+  if (libc) return libc
+  const library = koffi.load(process.platform === 'darwin' ? 'libSystem.dylib' : 'libc.so.6')
+  libc = {
+    mmap: library.func('void* mmap(void*, size_t, int, int, int, int64_t)') as unknown as Libc['mmap'],
+    munmap: library.func('int munmap(void*, size_t)') as unknown as Libc['munmap'],
+  }
+  return libc
+}
+
+export const canMap = process.platform !== 'win32'
+
+export class Mapping extends Owned {
+  readonly bytes: number
+
+  /** @throws KvasirError GGUF_IO when the file cannot be mapped. */
+  constructor(path: string, bytes: number) {
+    const fd = openSync(path, 'r')
+    try {
+      const address = posix().mmap(null, bytes, PROT_READ, MAP_PRIVATE, fd, 0)
+      if (address === MAP_FAILED)
+        throw new KvasirError('GGUF_IO', `${path} could not be mapped into memory`, { file: path })
+      super('mapping', address)
+    } finally {
+      closeSync(fd)
+    }
+    this.bytes = bytes
+  }
+
+  protected override free(ptr: Pointer): void {
+    posix().munmap(ptr, this.bytes)
+  }
+}

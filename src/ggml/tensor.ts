@@ -1,0 +1,131 @@
+/**
+ * A tensor that knows its type and shape on the TypeScript side, so that every check happens before C sees it.
+ * One dimension order everywhere: ggml's, fastest first.
+ */
+import koffi from 'koffi'
+import { KvasirError, ShapeError } from '../contract/errors.ts'
+import type { Context } from './context.ts'
+import type { Pointer } from './declare.ts'
+import { ffi } from './library.ts'
+import { GGML_TYPES, type GgmlType, rowBytes } from './types.ts'
+
+/** Sizes or byte strides, fastest dimension first; unused dimensions are 1. */
+export type Four = readonly [number, number, number, number]
+
+/** `struct ggml_tensor` (64 bit): offset of `data`; checked against the library by a test. */
+export const TENSOR_DATA_OFFSET = 248
+export const TENSOR_BUFFER_OFFSET = 8
+
+export class Tensor {
+  /** The context that holds this tensor's header. */
+  readonly ctx: Context
+  readonly ptr: Pointer
+  readonly type: GgmlType
+  /** Elements per dimension. */
+  readonly ne: Four
+  /** Bytes from one element to the next per dimension (for dimension 0: from one block to the next). */
+  readonly nb: Four
+
+  constructor(ctx: Context, ptr: Pointer, type: GgmlType, ne: Four, nb: Four) {
+    this.ctx = ctx
+    this.ptr = ptr
+    this.type = type
+    this.ne = ne
+    this.nb = nb
+  }
+
+  get elements(): number {
+    return this.ne[0] * this.ne[1] * this.ne[2] * this.ne[3]
+  }
+
+  /** Bytes from the first to behind the last element, as ggml_nbytes counts them. */
+  get bytes(): number {
+    const { block, bytes } = GGML_TYPES[this.type]
+    const [n0, n1, n2, n3] = this.ne
+    const [b0, b1, b2, b3] = this.nb
+    const row = block === 1 ? bytes + (n0 - 1) * b0 : (n0 * b0) / block
+    return row + (n1 - 1) * b1 + (n2 - 1) * b2 + (n3 - 1) * b3
+  }
+
+  get isContiguous(): boolean {
+    const packed = contiguous(this.type, this.ne)
+    return this.ne.every((n, i) => n === 1 || this.nb[i] === packed[i])
+  }
+
+  /** Whether the elements of a row lie next to each other. */
+  get hasDenseRows(): boolean {
+    return this.nb[0] === GGML_TYPES[this.type].bytes
+  }
+
+  /** A name for messages and graph dumps. */
+  named(name: string): this {
+    ffi.ggml_set_name(this.ptr, name)
+    return this
+  }
+
+  /** Marks it as set from outside before each run. Its memory may be reused after its last reader. */
+  asInput(): this {
+    ffi.ggml_set_input(this.ptr)
+    return this
+  }
+
+  /** Keeps its memory from being reused within the graph, so that it can be read afterwards. */
+  asOutput(): this {
+    ffi.ggml_set_output(this.ptr)
+    return this
+  }
+
+  /**
+   * Copies `data` into the tensor, from byte `offset` on.
+   * @throws ShapeError when the range is outside the tensor, KvasirError NOT_SUPPORTED for a part of a packed weight.
+   */
+  set(data: ArrayBufferView, offset = 0): void {
+    this.#checkRange(data.byteLength, offset)
+    if (this.ctx.packed && (offset !== 0 || data.byteLength !== this.bytes))
+      throw new KvasirError('NOT_SUPPORTED', `${show(this)} is a packed weight: it must be set whole`)
+    ffi.ggml_backend_tensor_set(this.ptr, data, offset, data.byteLength)
+  }
+
+  /** Copies from the tensor, from byte `offset` on, until `into` is full; returns `into`. */
+  get<A extends ArrayBufferView>(into: A, offset = 0): A {
+    this.#checkRange(into.byteLength, offset)
+    if (this.ctx.packed) throw new KvasirError('NOT_SUPPORTED', `${show(this)} is a packed weight: it cannot be read`)
+    ffi.ggml_backend_tensor_get(this.ptr, into, offset, into.byteLength)
+    return into
+  }
+
+  /** All elements of a contiguous f32 tensor. */
+  floats(): Float32Array {
+    if (this.type !== 'f32') throw new ShapeError(`floats: ${show(this)} is not f32`)
+    return this.get(new Float32Array(this.elements))
+  }
+
+  #checkRange(bytes: number, offset: number): void {
+    if (!this.isContiguous) throw new ShapeError(`read or write: ${show(this)} is not contiguous`)
+    if (!(offset >= 0) || offset + bytes > this.bytes)
+      throw new ShapeError(
+        `read or write: bytes [${offset}, ${offset + bytes}) of ${show(this)}, which has ${this.bytes}`,
+      )
+    this.ctx.checkAlive()
+    if (koffi.decode(this.ptr, TENSOR_DATA_OFFSET, 'void*') === null)
+      throw new KvasirError('NATIVE_FAILED', `${show(this)} has no memory yet: allocate its context or graph first`)
+  }
+}
+
+/** Byte strides of a contiguous tensor. */
+export function contiguous(type: GgmlType, ne: Four): Four {
+  const nb1 = rowBytes(type, ne[0])
+  return [GGML_TYPES[type].bytes, nb1, nb1 * ne[1], nb1 * ne[1] * ne[2]]
+}
+
+/** `f16 [64, 512, 2]`, for messages. */
+export function show(t: Tensor): string {
+  let n = 4
+  while (n > 1 && t.ne[n - 1] === 1) n--
+  return `${t.type} [${t.ne.slice(0, n).join(', ')}]`
+}
+
+/** Fills a shape up to four dimensions. */
+export function four(ne: readonly number[]): Four {
+  return [ne[0] ?? 1, ne[1] ?? 1, ne[2] ?? 1, ne[3] ?? 1]
+}
