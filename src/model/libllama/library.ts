@@ -56,7 +56,7 @@ const LLAMA = {
   llama_sampler_init_mirostat_v2: 'void* (uint32_t, float, float)',
   llama_sampler_init_grammar: 'void* (void*, const char*, const char*)',
   llama_sampler_init_penalties: 'void* (int, int, float, float, float)',
-  llama_sampler_init_dry: 'void* (void*, int, float, float, int, int, const char**, size_t)',
+  llama_sampler_init_dry: 'void* (void*, float, float, int, int, const char**, size_t)',
   llama_sampler_init_logit_bias: 'void* (int, int, void*)',
 
   // the oracle

@@ -1,0 +1,122 @@
+/**
+ * libllama's own engine, from the same package and in the same process: the oracle for exactness and the peer for speed.
+ * It gets what Kvasir has: the same thread count, a kept thread pool, logits only where they are asked for.
+ */
+import koffi from 'koffi'
+import { KvasirError } from '../src/contract/errors.ts'
+import type { Pointer } from '../src/ggml/declare.ts'
+import { Owned } from '../src/ggml/owned.ts'
+import { ThreadPool } from '../src/ggml/threadpool.ts'
+import { GGML_TYPES, type GgmlType } from '../src/ggml/types.ts'
+import { llama, loadLlama } from '../src/model/libllama/library.ts'
+
+export interface PeerOptions {
+  readonly contextLength: number
+  /** Tokens per llama_decode call, and its micro-batch. */
+  readonly chunk: number
+  readonly threads: number
+  /** Fused attention; libllama's own default on the CPU. */
+  readonly flash?: boolean
+  readonly keyType?: GgmlType
+  readonly valueType?: GgmlType
+}
+
+export class Peer extends Owned {
+  readonly options: PeerOptions
+  readonly vocab: number
+  readonly #context: Pointer
+  readonly #pool: ThreadPool | null
+  readonly #tokens: Pointer
+  readonly #wanted: Pointer
+
+  private constructor(model: Pointer, context: Pointer, options: PeerOptions) {
+    super('peer', model)
+    this.options = options
+    this.#context = context
+    this.vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+    this.#pool = options.threads > 1 ? new ThreadPool(options.threads) : null
+    if (this.#pool) llama.llama_attach_threadpool(context, this.#pool.ptr, this.#pool.ptr)
+    this.#tokens = koffi.alloc('int32_t', options.chunk) as Pointer
+    this.#wanted = koffi.alloc('int8_t', options.chunk) as Pointer
+  }
+
+  static async load(path: string, options: PeerOptions): Promise<Peer> {
+    await loadLlama()
+    const model = llama.llama_model_load_from_file(path, { ...llama.llama_model_default_params(), n_gpu_layers: 0 })
+    if (!model) throw new KvasirError('NATIVE_FAILED', `libllama could not load ${path}`)
+    const context = llama.llama_init_from_model(model, {
+      ...llama.llama_context_default_params(),
+      n_ctx: options.contextLength,
+      n_batch: options.chunk,
+      n_ubatch: options.chunk,
+      n_threads: options.threads,
+      n_threads_batch: options.threads,
+      flash_attn_type: options.flash === false ? 0 : 1,
+      type_k: GGML_TYPES[options.keyType ?? 'f16'].id,
+      type_v: GGML_TYPES[options.valueType ?? 'f16'].id,
+    })
+    if (!context) {
+      llama.llama_model_free(model)
+      throw new KvasirError('NATIVE_FAILED', `libllama could not make a context for ${path}`)
+    }
+    return new Peer(model, context, options)
+  }
+
+  /** Forgets everything. */
+  clear(): void {
+    llama.llama_memory_clear(llama.llama_get_memory(this.#context), true)
+  }
+
+  /** Forgets what lies at position `from` and behind. */
+  truncate(from: number): void {
+    llama.llama_memory_seq_rm(llama.llama_get_memory(this.#context), 0, from, -1)
+  }
+
+  /** Runs tokens behind what is cached, in chunks; the logits of the last one, copied. */
+  eval(tokens: Int32Array): Float32Array {
+    this.run(tokens)
+    return this.logits()
+  }
+
+  run(tokens: Int32Array): void {
+    for (let at = 0; at < tokens.length; at += this.options.chunk) {
+      const part = tokens.subarray(at, Math.min(at + this.options.chunk, tokens.length))
+      new Int32Array(koffi.view(this.#tokens, part.byteLength)).set(part)
+      const wanted = new Int8Array(koffi.view(this.#wanted, part.length)).fill(0)
+      if (at + part.length === tokens.length) wanted[part.length - 1] = 1
+      const status = llama.llama_decode(this.#context, {
+        n_tokens: part.length,
+        token: this.#tokens,
+        embd: null,
+        pos: null,
+        n_seq_id: null,
+        seq_id: null,
+        logits: this.#wanted,
+      })
+      if (status !== 0) throw new KvasirError('NATIVE_FAILED', `llama_decode returned ${status}`)
+    }
+    llama.llama_synchronize(this.#context)
+  }
+
+  /** The last wanted logits, f32 [V], copied. */
+  logits(): Float32Array {
+    const address = llama.llama_get_logits_ith(this.#context, -1)
+    if (!address) throw new KvasirError('NATIVE_FAILED', 'libllama has no logits')
+    return new Float32Array(koffi.view(address, this.vocab * 4)).slice()
+  }
+
+  protected override free(model: Pointer): void {
+    llama.llama_free(this.#context)
+    llama.llama_model_free(model)
+    this.#pool?.dispose()
+    koffi.free(this.#tokens)
+    koffi.free(this.#wanted)
+  }
+}
+
+/** Index of the largest logit; the first of equals. */
+export function argmax(logits: Float32Array): number {
+  let best = 0
+  for (let i = 1; i < logits.length; i++) if (logits[i]! > logits[best]!) best = i
+  return best
+}

@@ -1,0 +1,58 @@
+/**
+ * What the scheduler hands to the executor. A prompt chunk, a decode step, a few layers of either: all are work items. The
+ * residual stream is a table of rows; rows join and leave at layer boundaries.
+ */
+import type { CellId, Position, Range, SequenceId, TokenId } from './units.ts'
+
+export type WorkInput =
+  /** One token id per row. */
+  | { readonly kind: 'tokens'; readonly tokens: readonly TokenId[] | Int32Array }
+  /** Rows that enter before the first layer in place of token embeddings, f32 [D, rows]. */
+  | { readonly kind: 'embeddings'; readonly rows: Float32Array }
+  /** Residual rows saved at layer `layers.from`, f32 [D, rows]. */
+  | { readonly kind: 'hidden'; readonly rows: Float32Array }
+
+export interface WorkOutputs {
+  /** Rows of the item whose logits are wanted, ascending. */
+  readonly logits: readonly number[]
+  /** Whether the residual rows behind layer `layers.to - 1` are wanted, all of them. */
+  readonly hidden: boolean
+}
+
+/** Which cached keys a row may see. */
+export type WorkMask =
+  /** All cells of the sequence at the row's position or before it. */
+  { readonly kind: 'causal' }
+
+export interface WorkItem {
+  readonly sequence: SequenceId
+  /** Place of each row in the text. */
+  readonly positions: readonly Position[] | Int32Array
+  /** Where each row's key and value are stored. */
+  readonly cells: readonly CellId[] | Int32Array
+  /** Layers to run, half-open. */
+  readonly layers: Range
+  readonly input: WorkInput
+  readonly outputs: WorkOutputs
+  readonly mask: WorkMask
+}
+
+/** Work that runs as one graph. */
+export interface Step {
+  readonly items: readonly WorkItem[]
+}
+
+export interface WorkResult {
+  /** f32 [V, outputs.logits.length]; valid until the next step. */
+  readonly logits: Float32Array | null
+  /** f32 [D, rows]; valid until the next step. */
+  readonly hidden: Float32Array | null
+}
+
+export interface StepResult {
+  readonly items: readonly WorkResult[]
+  /** Milliseconds inside ggml's graph computation. */
+  readonly computeMs: number
+  /** Milliseconds for the whole step. */
+  readonly totalMs: number
+}

@@ -1,0 +1,58 @@
+/** Sets a graph's inputs. All of them, every time: the allocator reuses their memory while a graph runs. */
+import type { UniformCache } from '../cache/uniform.ts'
+import type { WorkItem } from '../contract/work-item.ts'
+import type { ModelConfig } from '../model/config.ts'
+import type { StepGraph } from './graph.ts'
+
+/** f16 bits of -infinity; 0 is 0. */
+const MINUS_INFINITY = 0xfc00
+
+export function feed(g: StepGraph, item: WorkItem, cache: UniformCache, config: ModelConfig): void {
+  const cells = Int32Array.from(item.cells)
+  const positions = Int32Array.from(item.positions)
+  g.input.set(item.input.kind === 'tokens' ? Int32Array.from(item.input.tokens) : item.input.rows)
+  g.positions.set(positions)
+  g.cells.set(BigInt64Array.from(cells, BigInt))
+  g.valueElements?.set(valueElements(cells, config, cache.capacity))
+  g.mask.set(causalMask(cache.positions, positions, g.shape.keys, Number.POSITIVE_INFINITY))
+  if (config.window) g.windowMask?.set(causalMask(cache.positions, positions, g.shape.keys, config.window.size))
+  g.outputRows?.set(Int32Array.from(item.outputs.logits))
+}
+
+/** Element of each of a step's values [d, Hkv, T] in an arena [cells, d, Hkv]. */
+function valueElements(cells: Int32Array, { headDim: d, kvHeads }: ModelConfig, capacity: number): BigInt64Array {
+  const out = new BigInt64Array(d * kvHeads * cells.length)
+  let at = 0
+  for (const cell of cells)
+    for (let h = 0; h < kvHeads; h++) for (let i = 0; i < d; i++) out[at++] = BigInt((h * d + i) * capacity + cell)
+  return out
+}
+
+/** f16 [n, T]: a row sees the cells whose position is its own or one of the `window - 1` before. */
+export function causalMask(cellPositions: Int32Array, rows: Int32Array, n: number, window: number): Uint16Array {
+  const mask = new Uint16Array(n * rows.length).fill(MINUS_INFINITY)
+  const ordered = isOrdered(cellPositions, n)
+  for (let t = 0; t < rows.length; t++) {
+    const p = rows[t]!
+    const oldest = Math.max(0, p - window + 1)
+    if (ordered) {
+      // Cell i holds position i, the common case: one fill instead of n comparisons.
+      mask.fill(0, t * n + oldest, t * n + Math.min(p + 1, ordered))
+      continue
+    }
+    for (let i = 0; i < n; i++) {
+      const q = cellPositions[i]!
+      if (q >= oldest && q <= p) mask[t * n + i] = 0
+    }
+  }
+  return mask
+}
+
+/** The number of used cells when cell i holds position i for all of them, else 0. */
+function isOrdered(positions: Int32Array, n: number): number {
+  let i = 0
+  while (i < n && positions[i] === i) i++
+  const used = i
+  while (i < n && positions[i] === -1) i++
+  return i === n ? used : 0
+}

@@ -1,0 +1,30 @@
+/**
+ * ggml's fused attention. With 64 queries or more and K and V both f16 or both f32 it runs in f32 tiles, exact and fast;
+ * other types are cast to f32 first, which costs less than its slow path. Below 64 queries it sums an f16 V in f16.
+ */
+import * as ops from '../../ggml/ops/index.ts'
+import type { Context } from '../../ggml/context.ts'
+import type { Tensor } from '../../ggml/tensor.ts'
+import type { Lowering } from './lowering.ts'
+
+/** ggml's CPU kernel works in tiles from this many queries on. */
+export const TILE_ROWS = 64
+
+export const flash: Lowering = (c, a) => {
+  const T = a.q.ne[2]
+  const q = ops.permute(c, a.q, 0, 2, 1, 3) //                        f32 [d, T, H]
+  let k = a.keys //                                                   [d, n, Hkv]
+  let v = a.valuesTransposed ? rowMajor(c, a.values) : a.values //    [d, n, Hkv]
+  const tiles = k.type === v.type && (k.type === 'f16' || k.type === 'f32')
+  if (T >= TILE_ROWS && !tiles) {
+    k = k.type === 'f32' ? k : ops.cast(c, k, 'f32')
+    v = v.type === 'f32' ? v : ops.cast(c, v, 'f32')
+  }
+  const o = ops.flashAttention(c, q, k, v, a.mask, a.scale, a.softcap) // f32 [d, H, T]
+  return ops.reshape(c, o, o.ne[0] * o.ne[1], T)
+}
+
+/** [n, d, Hkv] -> [d, n, Hkv] */
+function rowMajor(c: Context, values: Tensor): Tensor {
+  return ops.cont(c, ops.transpose(c, values))
+}

@@ -1,0 +1,170 @@
+/**
+ * Runs a step: checks it, finds or builds its graph, feeds it, computes, reads the outputs. Works on one item a step for
+ * now; everything about an item is explicit, so that several can share a graph later.
+ */
+import { CELL_PADDING, type UniformCache } from '../cache/uniform.ts'
+import { KvasirError } from '../contract/errors.ts'
+import type { Step, StepResult, WorkItem, WorkResult } from '../contract/work-item.ts'
+import { Backend, type Runner, SingleRunner, SplitRunner } from '../ggml/backend.ts'
+import { cpuDevice } from '../ggml/device.ts'
+import type { Model } from '../model/model.ts'
+import { feed } from './feed.ts'
+import { BLOCK_STORE_ROWS, buildGraph, type GraphShape, graphNodes, shapeKey, type StepGraph } from './graph.ts'
+import { TILE_ROWS } from './lower/flash.ts'
+import type { LoweringName } from './lower/lowering.ts'
+
+export interface ExecutorOptions {
+  /** Compute threads on the CPU. */
+  readonly threads: number
+  readonly lowering: LoweringName
+}
+
+/**
+ * A graph that last took less than this runs on the calling thread: handing it to another one costs about 50 us, and the
+ * event loop is held for no longer than this, in milliseconds.
+ */
+const INLINE_MS = 4
+
+/** A graph kept for the next step of its shape, with memory of its own for intermediate tensors. */
+interface Slot {
+  readonly runner: Runner
+  graph: StepGraph | null
+  lastMs: number
+}
+
+export class Executor implements Disposable {
+  readonly model: Model
+  readonly cache: UniformCache
+  readonly options: ExecutorOptions
+  readonly #backends: readonly Backend[]
+  /** Chunks and decode steps alternate: each kind keeps its own graph. */
+  readonly #slots: { readonly chunk: Slot; readonly decode: Slot }
+  #running: Runner | null = null
+
+  constructor(model: Model, cache: UniformCache, options: ExecutorOptions) {
+    this.model = model
+    this.cache = cache
+    this.options = options
+    const cpu = cpuDevice()
+    const devices = model.device.kind === 'cpu' ? [cpu] : [model.device, cpu]
+    this.#backends = devices.map((d) => new Backend(d, options.threads))
+    const slot = (): Slot => ({
+      runner:
+        devices.length === 1
+          ? new SingleRunner(this.#backends[0]!)
+          : new SplitRunner(this.#backends, 2 * graphNodes(model.config.layers)),
+      graph: null,
+      lastMs: Number.POSITIVE_INFINITY,
+    })
+    this.#slots = { chunk: slot(), decode: slot() }
+  }
+
+  /** Bytes held for intermediate tensors. */
+  get scratchBytes(): number {
+    return this.#slots.chunk.runner.bytes + this.#slots.decode.runner.bytes
+  }
+
+  /**
+   * @param signal stops the computation at its next node; the cells of the step then hold nothing of use.
+   * @throws KvasirError INVALID_ARGUMENT, ABORTED, OUT_OF_MEMORY
+   */
+  async run(step: Step, signal?: AbortSignal): Promise<StepResult> {
+    const start = performance.now()
+    const item = step.items[0]
+    if (!item || step.items.length > 1) throw new KvasirError('NOT_SUPPORTED', `${step.items.length} work items in a step`)
+    this.#check(item)
+    if (signal?.aborted) throw new KvasirError('ABORTED', 'stopped by the caller', {}, signal.reason)
+
+    const slot = item.positions.length >= TILE_ROWS ? this.#slots.chunk : this.#slots.decode
+    const graph = this.#graphFor(slot, this.#shapeOf(item))
+    feed(graph, item, this.cache, this.model.config)
+
+    const computeStart = performance.now()
+    const inline = slot.lastMs < INLINE_MS
+    const result = inline ? slot.runner.run(graph.graph) : await this.#runAsync(slot.runner, graph, signal)
+    const computeMs = performance.now() - computeStart
+    if (result === 'aborted') throw new KvasirError('ABORTED', 'stopped by the caller', {}, signal?.reason)
+    slot.lastMs = computeMs
+    return { items: [this.#read(graph)], computeMs, totalMs: performance.now() - start }
+  }
+
+  async #runAsync(runner: Runner, graph: StepGraph, signal?: AbortSignal) {
+    const stop = () => runner.abort()
+    signal?.addEventListener('abort', stop, { once: true })
+    this.#running = runner
+    try {
+      return await runner.runAsync(graph.graph)
+    } finally {
+      this.#running = null
+      signal?.removeEventListener('abort', stop)
+    }
+  }
+
+  #shapeOf(item: WorkItem): GraphShape {
+    const rows = item.positions.length
+    const first = item.cells[0]!
+    const consecutive = item.cells.every((cell, i) => cell === first + i)
+    const asBlock = this.cache.shape.valuesTransposed && consecutive && rows >= BLOCK_STORE_ROWS
+    return {
+      rows,
+      keys: Math.ceil(this.cache.used / CELL_PADDING) * CELL_PADDING,
+      from: item.layers.from,
+      to: item.layers.to,
+      input: item.input.kind,
+      logits: item.outputs.logits.length,
+      hidden: item.outputs.hidden,
+      blockAt: asBlock ? first : -1,
+      lowering: this.options.lowering,
+    }
+  }
+
+  #graphFor(slot: Slot, shape: GraphShape): StepGraph {
+    if (slot.graph && shapeKey(slot.graph.shape) === shapeKey(shape)) return slot.graph
+    slot.graph?.context.dispose()
+    slot.graph = null
+    slot.lastMs = Number.POSITIVE_INFINITY
+    const graph = buildGraph(this.model, this.cache, shape)
+    try {
+      slot.runner.allocate(graph.graph)
+    } catch (error) {
+      graph.context.dispose()
+      throw error
+    }
+    return (slot.graph = graph)
+  }
+
+  #read(graph: StepGraph): WorkResult {
+    return { logits: graph.logits?.floats() ?? null, hidden: graph.hidden?.floats() ?? null }
+  }
+
+  /** Everything that C would end the process over. */
+  #check(item: WorkItem): void {
+    const { config } = this.model
+    const rows = item.positions.length
+    const bad = (what: string) => new KvasirError('INVALID_ARGUMENT', `work item: ${what}`)
+    if (rows < 1 || item.cells.length !== rows) throw bad(`${rows} positions and ${item.cells.length} cells`)
+    const { from, to } = item.layers
+    if (!(from >= 0 && from < to && to <= config.layers)) throw bad(`layers [${from}, ${to}) of ${config.layers}`)
+    if (item.input.kind === 'tokens') {
+      if (item.input.tokens.length !== rows) throw bad(`${item.input.tokens.length} tokens for ${rows} rows`)
+      for (const t of item.input.tokens)
+        if (!(Number.isInteger(t) && t >= 0 && t < config.vocab)) throw bad(`token ${t} is outside the vocabulary`)
+    } else if (item.input.rows.length !== rows * config.width)
+      throw bad(`${item.input.rows.length} numbers for ${rows} rows of ${config.width}`)
+    if ((item.input.kind === 'hidden') !== from > 0) throw bad(`${item.input.kind} as input of layer ${from}`)
+    for (const cell of item.cells)
+      if (!(Number.isInteger(cell) && cell >= 0 && cell < this.cache.used)) throw bad(`cell ${cell} is not in use`)
+    for (const row of item.outputs.logits)
+      if (!(Number.isInteger(row) && row >= 0 && row < rows)) throw bad(`logits of row ${row} of ${rows}`)
+    if (item.outputs.logits.length && to !== config.layers) throw bad('logits need the last layer')
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#running) throw new KvasirError('NATIVE_FAILED', 'a step is still running: abort it and wait for its end')
+    for (const slot of [this.#slots.chunk, this.#slots.decode]) {
+      slot.graph?.context.dispose()
+      slot.runner[Symbol.dispose]()
+    }
+    for (const b of this.#backends) b.dispose()
+  }
+}

@@ -1,0 +1,56 @@
+/** Matrix products and norms. */
+import type { Context } from '../context.ts'
+import { ffi } from '../library.ts'
+import type { Tensor } from '../tensor.ts'
+import { fail, needDenseRows, needType, readable } from './check.ts'
+
+const NOT_A_WEIGHT = new Set(['i8', 'i16', 'i32', 'i64', 'f64', 'q8_1', 'q8_K'])
+
+/**
+ * out[i,t] = sum over k of a[k,i] * b[k,t]: [k, m, a2, a3] x [k, n, b2, b3] -> f32 [m, n, b2, b3].
+ * `a` repeats over `b` in dimensions 2 and 3 (that is grouped-query attention). The only op that may read packed weights.
+ */
+export function mulMat(c: Context, a: Tensor, b: Tensor): Tensor {
+  a.ctx.checkAlive()
+  readable('mulMat', c, b)
+  if (a.ne[0] !== b.ne[0] || b.ne[2] % a.ne[2] || b.ne[3] % a.ne[3])
+    fail('mulMat', [a, b], 'ne[0] must agree, ne[2] and ne[3] of the second be a multiple of the first')
+  if (NOT_A_WEIGHT.has(a.type)) fail('mulMat', [a, b], 'no matrix product for this type')
+  if (b.type !== 'f32' && !(b.type === 'f16' && (a.type === 'f16' || a.type === 'f32')))
+    fail('mulMat', [a, b], 'the second must be f32 (or f16 beside an f16 or f32)')
+  if (a.nb[0] > a.nb[1] || !a.hasDenseRows) fail('mulMat', [a, b], 'the first must not be transposed')
+  needDenseRows('mulMat', b)
+  return c.adopt(ffi.ggml_mul_mat(c.reserve(a, b), a.ptr, b.ptr), 'f32', [a.ne[1], b.ne[1], b.ne[2], b.ne[3]])
+}
+
+/**
+ * out[i,j] = sum over r of a[i,r] * b[j,r]: [m, k, ...] x [n, k, ...] -> f32 [m, n, ...]; no transpose needed, but several
+ * times slower than {@link mulMat} for f16.
+ */
+export function outProd(c: Context, a: Tensor, b: Tensor): Tensor {
+  readable('outProd', c, a, b)
+  if (a.ne[1] !== b.ne[1] || b.ne[2] % a.ne[2] || b.ne[3] % a.ne[3])
+    fail('outProd', [a, b], 'ne[1] must agree, ne[2] and ne[3] of the second be a multiple of the first')
+  if (a.type !== 'f32' && (a.ne[2] !== b.ne[2] || a.ne[3] !== b.ne[3]))
+    fail('outProd', [a, b], 'only f32 repeats over dimensions 2 and 3')
+  if (a.type === 'bf16' || NOT_A_WEIGHT.has(a.type)) fail('outProd', [a, b], 'no outer product for this type')
+  needType('outProd', b, 'f32')
+  needDenseRows('outProd', a)
+  return c.adopt(ffi.ggml_out_prod(c.reserve(a, b), a.ptr, b.ptr), 'f32', [a.ne[0], b.ne[0], b.ne[2], b.ne[3]])
+}
+
+/** x / sqrt(mean(x^2) + epsilon) along dimension 0, f32. */
+export function rmsNorm(c: Context, a: Tensor, epsilon: number): Tensor {
+  readable('rmsNorm', c, a)
+  needType('rmsNorm', a, 'f32')
+  needDenseRows('rmsNorm', a)
+  return c.adopt(ffi.ggml_rms_norm(c.reserve(a), a.ptr, epsilon), 'f32', a.ne)
+}
+
+/** (x - mean) / sqrt(variance + epsilon) along dimension 0, f32. */
+export function layerNorm(c: Context, a: Tensor, epsilon: number): Tensor {
+  readable('layerNorm', c, a)
+  needType('layerNorm', a, 'f32')
+  needDenseRows('layerNorm', a)
+  return c.adopt(ffi.ggml_norm(c.reserve(a), a.ptr, epsilon), 'f32', a.ne)
+}

@@ -1,0 +1,57 @@
+/**
+ * Gemma 2: embeddings scaled by sqrt(D), norms before and behind attention and MLP, GELU, soft-capped scores and logits,
+ * every other layer with a sliding window.
+ */
+import { defineArchitecture, need } from '../architecture.ts'
+import { baseConfig } from '../config.ts'
+
+/** Gemma 2 27B scales its scores by D / H instead of by the head size. */
+const LAYERS_27B = 46
+
+export const gemma2 = defineArchitecture({
+  name: 'gemma2',
+  configure(file) {
+    const c = baseConfig(file, 'neox')
+    const meta = file.metadata
+    return {
+      ...c,
+      attentionScale: 1 / Math.sqrt(c.layers === LAYERS_27B ? c.width / c.heads : c.headDim),
+      attentionSoftcap: meta.getNumber('gemma2.attn_logit_softcapping', 50),
+      logitSoftcap: meta.getNumber('gemma2.final_logit_softcapping', 30),
+      window: {
+        size: meta.getNumber('gemma2.attention.sliding_window', 4096),
+        period: 2,
+        ropeBase: c.rope.base,
+        ropeFrequencyScale: c.rope.frequencyScale,
+      },
+    }
+  },
+
+  layerWeights: ({ width: D, heads: H, kvHeads: Hkv, headDim: d, ffWidth: F }) => ({
+    attnNorm: need('attn_norm.weight', D),
+    q: need('attn_q.weight', D, d * H),
+    k: need('attn_k.weight', D, d * Hkv),
+    v: need('attn_v.weight', D, d * Hkv),
+    o: need('attn_output.weight', d * H, D),
+    attnPostNorm: need('post_attention_norm.weight', D),
+    ffnNorm: need('ffn_norm.weight', D),
+    gate: need('ffn_gate.weight', D, F),
+    up: need('ffn_up.weight', D, F),
+    down: need('ffn_down.weight', F, D),
+    ffnPostNorm: need('post_ffw_norm.weight', D),
+  }),
+
+  embed: (b, x) => b.scale(x, Math.sqrt(b.config.width)),
+
+  block(b, x, w) {
+    const h = b.norm(x, w.attnNorm) //                              [D, T]
+    const q = b.scale(b.rope(b.heads(b.linear(h, w.q))), b.config.attentionScale) // [d, H, T]
+    const k = b.rope(b.heads(b.linear(h, w.k))) //                  [d, Hkv, T]
+    const v = b.heads(b.linear(h, w.v)) //                          [d, Hkv, T]
+    const a = b.linear(b.attend(q, k, v, 1), w.o) //                [D, T]
+    const [attended, residual] = b.outputRowsOnly(a, x)
+    const y = b.add(b.norm(attended, w.attnPostNorm), residual)
+    const m = b.geglu(b.norm(y, w.ffnNorm), w.gate, w.up, w.down)
+    return b.add(b.norm(m, w.ffnPostNorm), y)
+  },
+})

@@ -1,0 +1,56 @@
+/**
+ * Gemma 3 (text): Gemma 2's block with norms over query and key heads instead of soft caps, and windows in five of six
+ * layers, which rotate with a base of their own.
+ */
+import { defineArchitecture, need } from '../architecture.ts'
+import { baseConfig } from '../config.ts'
+
+/** Gemma 3 27B scales its scores by D / H instead of by the head size. */
+const LAYERS_27B = 62
+
+export const gemma3 = defineArchitecture({
+  name: 'gemma3',
+  configure(file) {
+    const c = baseConfig(file, 'neox')
+    const meta = file.metadata
+    const size = meta.getNumber('gemma3.attention.sliding_window', 0)
+    return {
+      ...c,
+      attentionScale: 1 / Math.sqrt(c.layers === LAYERS_27B ? c.width / c.heads : c.headDim),
+      logitSoftcap: meta.getNumber('gemma3.final_logit_softcapping', 0),
+      window: size
+        ? { size, period: 6, ropeBase: meta.getNumber('gemma3.rope.freq_base_swa', 10000), ropeFrequencyScale: 1 }
+        : null,
+    }
+  },
+
+  layerWeights: ({ width: D, heads: H, kvHeads: Hkv, headDim: d, ffWidth: F }) => ({
+    attnNorm: need('attn_norm.weight', D),
+    q: need('attn_q.weight', D, d * H),
+    k: need('attn_k.weight', D, d * Hkv),
+    v: need('attn_v.weight', D, d * Hkv),
+    o: need('attn_output.weight', d * H, D),
+    qNorm: need('attn_q_norm.weight', d),
+    kNorm: need('attn_k_norm.weight', d),
+    attnPostNorm: need('post_attention_norm.weight', D),
+    ffnNorm: need('ffn_norm.weight', D),
+    gate: need('ffn_gate.weight', D, F),
+    up: need('ffn_up.weight', D, F),
+    down: need('ffn_down.weight', F, D),
+    ffnPostNorm: need('post_ffw_norm.weight', D),
+  }),
+
+  embed: (b, x) => b.scale(x, Math.sqrt(b.config.width)),
+
+  block(b, x, w) {
+    const h = b.norm(x, w.attnNorm) //                              [D, T]
+    const q = b.scale(b.rope(b.norm(b.heads(b.linear(h, w.q)), w.qNorm)), b.config.attentionScale) // [d, H, T]
+    const k = b.rope(b.norm(b.heads(b.linear(h, w.k)), w.kNorm)) // [d, Hkv, T]
+    const v = b.heads(b.linear(h, w.v)) //                          [d, Hkv, T]
+    const a = b.linear(b.attend(q, k, v, 1), w.o) //                [D, T]
+    const [attended, residual] = b.outputRowsOnly(a, x)
+    const y = b.add(b.norm(attended, w.attnPostNorm), residual)
+    const m = b.geglu(b.norm(y, w.ffnNorm), w.gate, w.up, w.down)
+    return b.add(b.norm(m, w.ffnPostNorm), y)
+  },
+})
