@@ -135,7 +135,10 @@ describe('a valid file', () => {
     const tokens = Array.from({ length: n }, (_, i) => leString(`token${i}ü`))
     const path = join(folder, 'vocab.gguf')
     const scores: readonly [string, number, Uint8Array] = ['scores', 9, leArray(6, n, Buffer.alloc(4 * n))]
-    writeFileSync(path, forge({ ...one({}), keys: [['tokens', 9, leArray(8, n, ...tokens)], scores] }).bytes)
+    writeFileSync(
+      path,
+      forge({ ...one({}), keys: [['tokens', 9, leArray(8, n, Buffer.concat(tokens))], scores] }).bytes,
+    )
     const start = performance.now()
     const { metadata } = readGguf(path)
     const ms = performance.now() - start
@@ -182,7 +185,7 @@ describe('a file that breaks a rule is GGUF_INVALID', () => {
     ['negative tensor count', { tensorCount: -1 }, 'tensor count', /18446744073709551615/],
     ['key count past the file', { keyCount: 2 ** 31 }, 'key count', /at most 0/],
     ['one key too few', { ...key(0, Buffer.of(1)), keyCount: 2, dataBytes: 64 }, 'key 1 name', /has 0 bytes/],
-    ['an empty key', key(0, Buffer.of(1), ''), 'key 0 name', /has 0 bytes, must have 1 to 65535/],
+    ['an empty key', { ...key(0, Buffer.of(1), ''), dataBytes: 8 }, 'key 0 name', /has 0 bytes, must have 1 to 65535/],
     ['a long key', key(0, Buffer.of(1), 'k'.repeat(65536)), 'key 0 name', /has 65536 bytes/],
     ['a key with NUL', key(0, Buffer.of(1), 'a\0b'), 'key 0 name', /NUL/],
     ['a key not UTF-8', key(0, Buffer.of(1), Buffer.of(0xc0, 0x80)), 'key 0 name', /not valid UTF-8/],
@@ -265,7 +268,7 @@ describe('a file that breaks a rule is GGUF_INVALID', () => {
       'data cut off',
       one({}, 31),
       'tensor "a" data',
-      /incomplete \(127 B of at least 128 B\): 127 of at least 128 bytes; pull it again/,
+      /bytes 64 to 96, .* incomplete: 95 of at least 96 bytes; pull it again/,
     ],
   ]
   for (const [what, spec, field, text] of rules)
@@ -304,7 +307,7 @@ describe('a file that breaks a rule is GGUF_INVALID', () => {
 
   it('more strings than the limit that are not UTF-8', () => {
     const n = LIMITS.invalidStrings + 1
-    const value = leArray(8, n, ...Array.from({ length: n }, () => leString(Buffer.of(0xff))))
+    const value = leArray(8, n, Buffer.concat(Array.from({ length: n }, () => leString(Buffer.of(0xff)))))
     assert.match(thrown(() => parse(key(9, value))).message, /more than 65536 strings that are not UTF-8/)
   })
 })

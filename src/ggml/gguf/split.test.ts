@@ -178,7 +178,7 @@ describe('split files', () => {
       'a damaged part',
       () => save(part(0, 2), part(1, 2).subarray(0, 150)),
       'GGUF_INVALID',
-      'tensor "t1" offset',
+      'tensor data',
       /m-00002-of-00002\.gguf/,
     ],
     ['a part that is no part', () => save(part(0, 2), forge({}).bytes), 'GGUF_INVALID', 'key "split.no"', /is missing/],

@@ -1,5 +1,4 @@
 /** The tensor infos of a header, and where the data they promise lie. */
-import { showBytes } from '../../contract/errors.ts'
 import { type GgmlType, typeFromId } from '../types.ts'
 import type { Cursor } from './cursor.ts'
 import { type GgufTensor, MAX_DIMS, quote } from './format.ts'
@@ -75,7 +74,7 @@ export function checkRanges(tensors: GgufTensor[], dataOffset: number, size: num
   if (dataOffset > size)
     throw complain(
       'tensor data',
-      `begin at byte ${dataOffset}, but the file ends at byte ${size}; ${incomplete(size, size)}`,
+      `begin at byte ${dataOffset}, but the file ends at byte ${size}; ${incomplete(size, dataOffset)}`,
     )
   tensors.sort((a, b) => a.offset - b.offset)
   const last = tensors.at(-1)!
@@ -97,6 +96,5 @@ export function checkRanges(tensors: GgufTensor[], dataOffset: number, size: num
 }
 
 function incomplete(size: number, need: number): string {
-  const of = need > size ? ` (${showBytes(size)} of at least ${showBytes(need)})` : ''
-  return `the download is incomplete${of}: ${size} of at least ${need} bytes; pull it again`
+  return `the download is incomplete: ${size} of at least ${need} bytes; pull it again`
 }

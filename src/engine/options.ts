@@ -1,0 +1,95 @@
+/** What an engine can be told, its defaults, and the checks. */
+import { availableParallelism } from 'node:os'
+import { fileURLToPath } from 'node:url'
+import { existsSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { CACHE_TYPES, type CacheType } from '../cache/uniform.ts'
+import { KvasirError, nearest } from '../contract/errors.ts'
+import { LOWERINGS, type LoweringName } from '../executor/lower/lowering.ts'
+import type { LoadProgress } from '../model/weights/load.ts'
+
+export interface EngineOptions {
+  /** Tokens of prompt and answer together. Default: what the model was trained for, but no more than 8192. */
+  readonly contextLength?: number
+  /** Compute threads on the CPU. Default: the cores there are. Use 1 where something else wants them: threads spin. */
+  readonly threads?: number
+  /** A device by name, e.g. `CPU` or `CUDA0`. Default: the first GPU when a GPU build is installed, else the CPU. */
+  readonly device?: string
+  /** Type of cached keys. Default f16. */
+  readonly keyType?: CacheType
+  /** Type of cached values. Default f16. */
+  readonly valueType?: CacheType
+  /** How attention is computed; `flash` gives libllama's logits bit for bit. Default `auto`. */
+  readonly lowering?: LoweringName
+  /** Most tokens of a prompt in one step. Default 512. */
+  readonly chunk?: number
+  /** Called while weights are loaded. */
+  readonly onProgress?: LoadProgress
+}
+
+export interface CompleteOptions {
+  /** Null: as the model says. */
+  readonly contextLength: number | null
+  readonly threads: number
+  readonly device: string | null
+  readonly keyType: CacheType
+  readonly valueType: CacheType
+  readonly lowering: LoweringName
+  readonly chunk: number
+  readonly onProgress: LoadProgress | null
+}
+
+export const DEFAULT_CONTEXT = 8192
+const DEFAULT_CHUNK = 512
+
+const KNOWN = ['contextLength', 'threads', 'device', 'keyType', 'valueType', 'lowering', 'chunk', 'onProgress']
+
+/** @throws KvasirError INVALID_ARGUMENT that names the field, what was got and what is allowed. */
+export function completeOptions(o: EngineOptions): CompleteOptions {
+  for (const key of Object.keys(o))
+    if (!KNOWN.includes(key)) {
+      const guess = nearest(key, KNOWN)
+      throw invalid(`unknown option "${key}"${guess ? `; did you mean "${guess}"?` : `. Known: ${KNOWN.join(', ')}`}`)
+    }
+  const whole = (name: string, value: number | undefined, fallback: number, max: number): number => {
+    if (value === undefined) return fallback
+    if (!Number.isSafeInteger(value) || value < 1 || value > max)
+      throw invalid(`${name} is ${value}; it must be a whole number from 1 to ${max}`)
+    return value
+  }
+  const oneOf = <T extends string>(name: string, value: T | undefined, fallback: T, all: readonly T[]): T => {
+    if (value === undefined) return fallback
+    if (!all.includes(value)) throw invalid(`${name} is "${value}"; it must be one of ${all.join(', ')}`)
+    return value
+  }
+  return {
+    contextLength: o.contextLength === undefined ? null : whole('contextLength', o.contextLength, 0, 2 ** 24),
+    threads: whole('threads', o.threads, availableParallelism(), 512),
+    device: o.device ?? null,
+    keyType: oneOf('keyType', o.keyType, 'f16', CACHE_TYPES),
+    valueType: oneOf('valueType', o.valueType, 'f16', CACHE_TYPES),
+    lowering: oneOf('lowering', o.lowering, 'auto', LOWERINGS),
+    chunk: whole('chunk', o.chunk, DEFAULT_CHUNK, 2 ** 16),
+    onProgress: o.onProgress ?? null,
+  }
+}
+
+function invalid(what: string): KvasirError {
+  return new KvasirError('INVALID_ARGUMENT', what)
+}
+
+/** Names of models that the package carries. */
+const EMBEDDED: Readonly<Record<string, string>> = { house: 'models/house-5m/house-5m-q8_0.gguf' }
+
+/** A path, or the name of an embedded model (`house`), to the path of a GGUF file. */
+export function modelPath(model: string): string {
+  const embedded = EMBEDDED[model]
+  return embedded && !existsSync(model) ? join(packageRoot(), embedded) : model
+}
+
+/** The folder of this package, from the sources or from the build. */
+function packageRoot(): string {
+  let folder = dirname(fileURLToPath(import.meta.url))
+  while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder)
+  return folder
+}

@@ -1,0 +1,10 @@
+/** All that `import 'kvasir'` gives. */
+export { CACHE_TYPES, type CacheType } from './cache/uniform.ts'
+export { ERROR_CODES, type ErrorCode, KvasirError } from './contract/errors.ts'
+export { Engine } from './engine/engine.ts'
+export type { EngineOptions } from './engine/options.ts'
+export type { FinishReason, GeneratePart, GenerateRequest, Timings, TokenLogprob } from './engine/request.ts'
+export { LOWERINGS, type LoweringName } from './executor/lower/lowering.ts'
+export type { SamplingParams } from './model/sampling/params.ts'
+export type { ChatMessage } from './model/template/template.ts'
+export type { LoadProgress, WeightReport } from './model/weights/load.ts'
