@@ -62,6 +62,11 @@ export class Peer extends Owned {
     return new Peer(model, context, options)
   }
 
+  /** Uses `threads` of its threads. */
+  useThreads(threads: number): void {
+    llama.llama_set_n_threads(this.#context, threads, threads)
+  }
+
   /** Forgets everything. */
   clear(): void {
     llama.llama_memory_clear(llama.llama_get_memory(this.#context), true)

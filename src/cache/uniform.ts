@@ -64,6 +64,8 @@ export class UniformCache implements Disposable {
       throw new KvasirError('INVALID_ARGUMENT', `${shape.valueType} values cannot be stored transposed`)
     const cells = Math.ceil(shape.cells / CELL_PADDING) * CELL_PADDING
     const { layers, headDim: d, kvHeads } = shape
+    if (d * cells * kvHeads >= 2 ** 31)
+      throw new KvasirError('INVALID_ARGUMENT', `${cells} cells of ${d * kvHeads} values are more than 32-bit indices reach`)
     this.shape = { ...shape, cells }
     this.positions = new Int32Array(cells).fill(-1)
     this.#context = new Context({ tensors: 2 * layers })

@@ -16,7 +16,7 @@ import { isQuantized } from '../ggml/types.ts'
 import type { ModelConfig } from '../model/config.ts'
 import { Model } from '../model/model.ts'
 import { Sampler } from '../model/sampling/sampler.ts'
-import { ChatTemplate } from '../model/template/template.ts'
+import { CHATML, ChatTemplate } from '../model/template/template.ts'
 import { StopMatcher } from '../model/tokenizer/stop.ts'
 import { TextStream } from '../model/tokenizer/stream.ts'
 import type { WeightReport } from '../model/weights/load.ts'
@@ -36,7 +36,7 @@ export class Engine implements Disposable {
   readonly #cache: UniformCache
   readonly #executor: Executor
   readonly #sequence: Sequence
-  readonly #template: ChatTemplate
+  #template: ChatTemplate | null = null
   readonly #turns = new Turns()
   #disposed = false
 
@@ -47,11 +47,6 @@ export class Engine implements Disposable {
     this.#cache = cache
     this.#executor = new Executor(model, cache, options)
     this.#sequence = new Sequence(this.#executor)
-    const { tokenizer } = model
-    this.#template = new ChatTemplate(tokenizer.chatTemplate, {
-      bosToken: tokenizer.bos === null ? '' : tokenizer.text(tokenizer.bos),
-      eosToken: tokenizer.eos === null ? '' : tokenizer.text(tokenizer.eos),
-    })
   }
 
   /**
@@ -209,13 +204,20 @@ export class Engine implements Disposable {
       const bad = [...request.tokens].find((t) => !Number.isInteger(t) || t < 0 || t >= tokenizer.vocabSize)
       if (bad !== undefined) throw new KvasirError('INVALID_ARGUMENT', `token ${bad} is outside the vocabulary`)
     } else if (request.messages) {
-      const text = this.#template.render(request.messages)
+      const text = this.chatTemplate.render(request.messages)
       const bos = tokenizer.bos === null ? '' : tokenizer.text(tokenizer.bos)
       const hasBos = bos !== '' && text.startsWith(bos)
       tokens = tokenizer.encode(text, { addSpecial: !hasBos, parseSpecial: true })
     } else tokens = tokenizer.encode(request.prompt!, { addSpecial: true, parseSpecial: true })
     if (tokens.length === 0) throw new KvasirError('INVALID_ARGUMENT', 'the prompt is empty: there is nothing to continue')
     return tokens
+  }
+
+  /** The model's chat template; ChatML for a model that has none. @throws KvasirError TEMPLATE_FAILED for a broken one. */
+  get chatTemplate(): ChatTemplate {
+    const { bos, eos, chatTemplate } = this.model.tokenizer
+    const text = (token: number | null) => (token === null ? null : this.model.tokenizer.text(token))
+    return (this.#template ??= new ChatTemplate(chatTemplate ?? CHATML, { bosToken: text(bos), eosToken: text(eos) }))
   }
 
   /** Where the weights lie. */

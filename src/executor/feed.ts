@@ -8,30 +8,35 @@ import type { StepGraph } from './graph.ts'
 const MINUS_INFINITY = 0xfc00
 
 export function feed(g: StepGraph, item: WorkItem, cache: UniformCache, config: ModelConfig): void {
-  const cells = Int32Array.from(item.cells)
-  const positions = Int32Array.from(item.positions)
-  g.input.set(item.input.kind === 'tokens' ? Int32Array.from(item.input.tokens) : item.input.rows)
+  const cells = asInt32(item.cells)
+  const positions = asInt32(item.positions)
+  g.input.set(item.input.kind === 'tokens' ? asInt32(item.input.tokens) : item.input.rows)
   g.positions.set(positions)
-  g.cells.set(BigInt64Array.from(cells, BigInt))
+  g.cells.set(cells)
   g.valueElements?.set(valueElements(cells, config, cache.capacity))
-  g.mask.set(causalMask(cache.positions, positions, g.shape.keys, Number.POSITIVE_INFINITY))
-  if (config.window) g.windowMask?.set(causalMask(cache.positions, positions, g.shape.keys, config.window.size))
-  g.outputRows?.set(Int32Array.from(item.outputs.logits))
+  g.mask.set(causalMask(g.maskBits, cache.positions, positions, Number.POSITIVE_INFINITY))
+  if (config.window) g.windowMask?.set(causalMask(g.maskBits, cache.positions, positions, config.window.size))
+  g.outputRows?.set(asInt32(item.outputs.logits))
+}
+
+function asInt32(values: readonly number[] | Int32Array): Int32Array {
+  return values instanceof Int32Array ? values : Int32Array.from(values)
 }
 
 /** Element of each of a step's values [d, Hkv, T] in an arena [cells, d, Hkv]. */
-function valueElements(cells: Int32Array, { headDim: d, kvHeads }: ModelConfig, capacity: number): BigInt64Array {
-  const out = new BigInt64Array(d * kvHeads * cells.length)
+function valueElements(cells: Int32Array, { headDim, kvHeads }: ModelConfig, capacity: number): Int32Array {
+  const perRow = headDim * kvHeads
+  const out = new Int32Array(perRow * cells.length)
   let at = 0
-  for (const cell of cells)
-    for (let h = 0; h < kvHeads; h++) for (let i = 0; i < d; i++) out[at++] = BigInt((h * d + i) * capacity + cell)
+  for (const cell of cells) for (let i = 0; i < perRow; i++) out[at++] = i * capacity + cell
   return out
 }
 
-/** f16 [n, T]: a row sees the cells whose position is its own or one of the `window - 1` before. */
-export function causalMask(cellPositions: Int32Array, rows: Int32Array, n: number, window: number): Uint16Array {
-  const mask = new Uint16Array(n * rows.length).fill(MINUS_INFINITY)
-  const ordered = isOrdered(cellPositions, n)
+/** Fills `mask`, f16 [n, T]: a row sees the cells whose position is its own or one of the `window - 1` before. */
+export function causalMask(mask: Uint16Array, cellPositions: Int32Array, rows: Int32Array, window: number): Uint16Array {
+  const n = mask.length / rows.length
+  mask.fill(MINUS_INFINITY)
+  const ordered = orderedCells(cellPositions, n)
   for (let t = 0; t < rows.length; t++) {
     const p = rows[t]!
     const oldest = Math.max(0, p - window + 1)
@@ -48,8 +53,8 @@ export function causalMask(cellPositions: Int32Array, rows: Int32Array, n: numbe
   return mask
 }
 
-/** The number of used cells when cell i holds position i for all of them, else 0. */
-function isOrdered(positions: Int32Array, n: number): number {
+/** The number of used cells among the first n when cell i holds position i for all of them, else 0. */
+function orderedCells(positions: Int32Array, n: number): number {
   let i = 0
   while (i < n && positions[i] === i) i++
   const used = i

@@ -56,9 +56,9 @@ export interface StepGraph {
   /** i32 [T] for tokens, f32 [D, T] for rows. */
   readonly input: Tensor
   readonly positions: Tensor
-  /** i64 [T] */
+  /** i32 [T] */
   readonly cells: Tensor
-  /** i64 [d * Hkv * T]: element of each value in a transposed arena; null when not scattered. */
+  /** i32 [d * Hkv * T]: element of each value in a transposed arena; null when not scattered. */
   readonly valueElements: Tensor | null
   /** f16 [n, T] */
   readonly mask: Tensor
@@ -66,6 +66,10 @@ export interface StepGraph {
   readonly windowMask: Tensor | null
   /** i32: rows whose logits are wanted; null when all are. */
   readonly outputRows: Tensor | null
+  /** Room for one mask on the host, kept from run to run. */
+  readonly maskBits: Uint16Array
+  /** Room for the outputs on the host. */
+  readonly results: { readonly logits: Float32Array; readonly hidden: Float32Array }
   readonly logits: Tensor | null
   readonly hidden: Tensor | null
 }
@@ -81,8 +85,8 @@ export function buildGraph(model: Model, cache: UniformCache, shape: GraphShape)
     const inputs = {
       input: (shape.input === 'tokens' ? c.tensor('i32', T) : c.tensor('f32', config.width, T)).asInput(),
       positions: c.tensor('i32', T).asInput(),
-      cells: c.tensor('i64', T).asInput(),
-      valueElements: scatter ? c.tensor('i64', config.headDim * config.kvHeads * T).asInput() : null,
+      cells: c.tensor('i32', T).asInput(),
+      valueElements: scatter ? c.tensor('i32', config.headDim * config.kvHeads * T).asInput() : null,
       mask: c.tensor('f16', n, T).asInput(),
       windowMask: config.window ? c.tensor('f16', n, T).asInput() : null,
       outputRows: shape.logits > 0 && shape.logits < T ? c.tensor('i32', shape.logits).asInput() : null,
@@ -126,7 +130,11 @@ export function buildGraph(model: Model, cache: UniformCache, shape: GraphShape)
       if (config.logitSoftcap) logits = b.softcap(logits, config.logitSoftcap)
       graph.expand(logits.asOutput()) //                              f32 [V, logits]
     }
-    return { shape, context: c, graph, ...inputs, logits, hidden }
+    const results = {
+      logits: new Float32Array(logits?.elements ?? 0),
+      hidden: new Float32Array(hidden?.elements ?? 0),
+    }
+    return { shape, context: c, graph, ...inputs, maskBits: new Uint16Array(n * T), results, logits, hidden }
   } catch (error) {
     c.dispose()
     throw error

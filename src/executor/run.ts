@@ -12,9 +12,10 @@ import { feed } from './feed.ts'
 import { BLOCK_STORE_ROWS, buildGraph, type GraphShape, graphNodes, shapeKey, type StepGraph } from './graph.ts'
 import { TILE_ROWS } from './lower/flash.ts'
 import type { LoweringName } from './lower/lowering.ts'
+import { ThreadChooser } from './threads.ts'
 
 export interface ExecutorOptions {
-  /** Compute threads on the CPU. */
+  /** Most compute threads on the CPU; short steps use fewer where that is faster (`threads.ts`). */
   readonly threads: number
   readonly lowering: LoweringName
 }
@@ -30,6 +31,8 @@ interface Slot {
   readonly runner: Runner
   graph: StepGraph | null
   lastMs: number
+  /** Null: always all threads. */
+  readonly chooser: ThreadChooser | null
 }
 
 export class Executor implements Disposable {
@@ -55,6 +58,7 @@ export class Executor implements Disposable {
           : new SplitRunner(this.#backends, 2 * graphNodes(model.config.layers)),
       graph: null,
       lastMs: Number.POSITIVE_INFINITY,
+      chooser: options.threads > 1 && options.lowering !== 'flash' ? new ThreadChooser(options.threads) : null,
     })
     this.#slots = { chunk: slot(), decode: slot() }
   }
@@ -79,12 +83,14 @@ export class Executor implements Disposable {
     const graph = this.#graphFor(slot, this.#shapeOf(item))
     feed(graph, item, this.cache, this.model.config)
 
+    if (slot.chooser) for (const b of this.#backends) b.useThreads(slot.chooser.threads)
     const computeStart = performance.now()
     const inline = slot.lastMs < INLINE_MS
     const result = inline ? slot.runner.run(graph.graph) : await this.#runAsync(slot.runner, graph, signal)
     const computeMs = performance.now() - computeStart
     if (result === 'aborted') throw new KvasirError('ABORTED', 'stopped by the caller', {}, signal?.reason)
     slot.lastMs = computeMs
+    slot.chooser?.report(computeMs)
     return { items: [this.#read(graph)], computeMs, totalMs: performance.now() - start }
   }
 
@@ -123,6 +129,7 @@ export class Executor implements Disposable {
     slot.graph?.context.dispose()
     slot.graph = null
     slot.lastMs = Number.POSITIVE_INFINITY
+    slot.chooser?.reset()
     const graph = buildGraph(this.model, this.cache, shape)
     try {
       slot.runner.allocate(graph.graph)
@@ -134,7 +141,8 @@ export class Executor implements Disposable {
   }
 
   #read(graph: StepGraph): WorkResult {
-    return { logits: graph.logits?.floats() ?? null, hidden: graph.hidden?.floats() ?? null }
+    const { logits, hidden } = graph.results
+    return { logits: graph.logits?.get(logits) ?? null, hidden: graph.hidden?.get(hidden) ?? null }
   }
 
   /** Everything that C would end the process over. */

@@ -40,6 +40,11 @@ export class Backend extends Owned {
     }
   }
 
+  /** Uses `threads` of its threads from the next run on; CPU only. */
+  useThreads(threads: number): void {
+    if (this.#stop) cpu.ggml_backend_set_n_threads(this.ptr, Math.max(1, Math.min(threads, this.threads)))
+  }
+
   /** Lets a run in progress end at its next node. It stays set until {@link resume}. */
   abort(): void {
     if (this.#stop) ffi.ggml_set_no_alloc(this.#stop.ptr, true)

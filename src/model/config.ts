@@ -73,7 +73,10 @@ export function baseConfig(file: GgufFile, pairs: RopePairs): ModelConfig {
     return n
   }
   if (meta.getNumber(key('expert_count'), 0) > 0)
-    throw new KvasirError('MODEL_UNSUPPORTED', `${file.path}: mixtures of experts (${architecture}) are not supported yet`)
+    throw new KvasirError(
+      'MODEL_UNSUPPORTED',
+      `${file.path}: mixtures of experts (${architecture}) are not supported yet`,
+    )
 
   const layers = whole('block_count')
   const width = whole('embedding_length')

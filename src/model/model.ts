@@ -45,8 +45,7 @@ export class Model implements Disposable {
     this.tokenizer = tokenizer
     this.device = options.device
     const long = options.contextLength > config.rope.longFrom
-    this.ropeFactors =
-      weights.global['ropeFactors'] ?? weights.global[long ? 'ropeLong' : 'ropeShort'] ?? null
+    this.ropeFactors = weights.global['ropeFactors'] ?? weights.global[long ? 'ropeLong' : 'ropeShort'] ?? null
   }
 
   /**

@@ -1,8 +1,9 @@
 /** Llama 1 to 3, Mistral, and everything else that GGUF calls `llama`, without experts. Llama 3's RoPE factors included. */
+
+import type { Tensor } from '../../ggml/tensor.ts'
 import { defineArchitecture, may, need, type TensorsOf } from '../architecture.ts'
 import type { Build } from '../build.ts'
 import { baseConfig, type ModelConfig } from '../config.ts'
-import type { Tensor } from '../../ggml/tensor.ts'
 
 export const llamaWeights = ({ width: D, heads: H, kvHeads: Hkv, headDim: d, ffWidth: F }: ModelConfig) => ({
   attnNorm: need('attn_norm.weight', D),

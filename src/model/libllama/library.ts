@@ -63,6 +63,7 @@ const LLAMA = {
   llama_context_default_params: 'struct:llama_context_params ()',
   llama_init_from_model: 'void* (void*, llama_context_params)',
   llama_free: 'void (void*)',
+  llama_set_n_threads: 'void (void*, int, int)',
   llama_attach_threadpool: 'void (void*, void*, void*)',
   llama_batch_init: 'struct:llama_batch (int, int, int)',
   llama_batch_free: 'void (llama_batch)',

@@ -84,7 +84,7 @@ export class Candidates {
       values[at + 1] = x
       values[at + 2] = 0
       if (x > highest) highest = x
-      else if (x !== x) broken = true
+      else if (Number.isNaN(x)) broken = true
     }
     checkHighest(highest, broken)
     this.#reset(logits.length)
@@ -148,7 +148,7 @@ export function argmax(logits: Float32Array): number {
   for (let i = 0; i < logits.length; i++) {
     const x = logits[i]!
     if (x > highest) [highest, best] = [x, i]
-    else if (x !== x) broken = true
+    else if (Number.isNaN(x)) broken = true
   }
   checkHighest(highest, broken)
   return best

@@ -73,7 +73,8 @@ function findNullable(rules: ReadonlyMap<string, Rule>): Set<string> {
   const isEmpty = (item: Item) => item.min === 0 || (item.what !== null && nullable.has(item.what))
   for (let before = -1; before !== nullable.size; ) {
     before = nullable.size
-    for (const rule of rules.values()) if (rule.alternatives.some((items) => items.every(isEmpty))) nullable.add(rule.name)
+    for (const rule of rules.values())
+      if (rule.alternatives.some((items) => items.every(isEmpty))) nullable.add(rule.name)
   }
   return nullable
 }
@@ -149,7 +150,8 @@ class Parser {
     this.#space(true)
     this.#rules.set(name, { name, at, alternatives: [] }) // keeps the order of the text
     this.#rules.set(name, { name, at, alternatives: this.#alternatives(0) })
-    if (this.#at < this.#text.length && this.#match(/\r\n?|\n/y) === null) this.#fail('the end of the line was expected')
+    if (this.#at < this.#text.length && this.#match(/\r\n?|\n/y) === null)
+      this.#fail('the end of the line was expected')
     this.#space(true)
   }
 
@@ -264,21 +266,22 @@ class Parser {
   #char(start: number, endless: string): number {
     if (this.#at >= this.#text.length) this.#fail(endless, start)
     const at = this.#at
-    const escape = this.#match(/\\(?:x[\da-fA-F]{2}|u[\da-fA-F]{4}|U[\da-fA-F]{8}|[trn\\"[\]])/y)
-    if (escape === null) {
-      if (this.#text[at] === '\\') this.#fail('unknown escape; known are \\x00 \\u0000 \\U00000000 \\t \\r \\n \\\\ \\" \\[ \\]')
+    const code = this.#match(/\\(?:x[\da-fA-F]{2}|u[\da-fA-F]{4}|U[\da-fA-F]{8}|[trn\\"[\]])/y)
+    if (code === null) {
+      if (this.#text[at] === '\\')
+        this.#fail('unknown escape; known are \\x00 \\u0000 \\U00000000 \\t \\r \\n \\\\ \\" \\[ \\]')
       const point = this.#text.codePointAt(at)!
       this.#at += point > 0xffff ? 2 : 1
       return point
     }
-    const named = { t: 9, r: 13, n: 10 }[escape[1]!]
-    const point = /^\\[xuU]/.test(escape) ? Number.parseInt(escape.slice(2), 16) : (named ?? escape.charCodeAt(1))
+    const named = { t: 9, r: 13, n: 10 }[code[1]!]
+    const point = /^\\[xuU]/.test(code) ? Number.parseInt(code.slice(2), 16) : (named ?? code.charCodeAt(1))
     if (point > 0x10ffff) this.#fail('characters go up to \\U0010FFFF', at)
     return point
   }
 
   #space(overLines: boolean): void {
-    this.#match(overLines ? /(?:[ \t\r\n]|#[^\r\n]*)*/y : /(?:[ \t]|#[^\r\n]*)*/y)
+    this.#match(overLines ? /(?:[ \t\r\n]+|#[^\r\n]*)*/y : /(?:[ \t]+|#[^\r\n]*)*/y)
   }
 
   #match(pattern: RegExp): string | null {

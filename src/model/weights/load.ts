@@ -1,6 +1,5 @@
 /** Brings placed weights into memory. */
-import { Buffer } from '../../ggml/buffer.ts'
-import { hostBufferType } from '../../ggml/buffer.ts'
+import { Buffer, hostBufferType } from '../../ggml/buffer.ts'
 import { Context } from '../../ggml/context.ts'
 import type { GgufFile } from '../../ggml/gguf/index.ts'
 import { ffi } from '../../ggml/library.ts'

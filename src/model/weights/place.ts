@@ -91,7 +91,10 @@ function place(
 ): PlacedWeight {
   const plain = mapped ? 0 : tensor.bytes
   if (role === 'vector' && tensor.type !== 'f32')
-    throw new KvasirError('MODEL_UNSUPPORTED', `${file.path}: "${tensor.name}" is ${tensor.type}; only f32 is known here`)
+    throw new KvasirError(
+      'MODEL_UNSUPPORTED',
+      `${file.path}: "${tensor.name}" is ${tensor.type}; only f32 is known here`,
+    )
   if (role === 'matrix' && !isQuantized(tensor.type) && !['f32', 'f16', 'bf16'].includes(tensor.type))
     throw new KvasirError('MODEL_UNSUPPORTED', `${file.path}: "${tensor.name}" is ${tensor.type}: not a weight type`)
   const found = role === 'lookup' ? null : chooser.choose(tensor.type, tensor.ne, role)
