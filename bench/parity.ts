@@ -3,15 +3,15 @@
  * lowering, a prompt of 600 tokens in chunks of 512, then 32 greedy steps along libllama's tokens.
  */
 import { UniformCache } from '../src/cache/uniform.ts'
+import { modelPath } from '../src/engine/options.ts'
 import { Sequence } from '../src/engine/sequence.ts'
-import { Executor } from '../src/executor/run.ts'
 import type { LoweringName } from '../src/executor/lower/lowering.ts'
+import { Executor } from '../src/executor/run.ts'
 import { cpuDevice } from '../src/ggml/device.ts'
 import { f32, type GgufValue, str, u32 } from '../src/ggml/gguf/index.ts'
 import { loadNative } from '../src/ggml/library.ts'
 import type { GgmlType } from '../src/ggml/types.ts'
 import { Model } from '../src/model/model.ts'
-import { modelPath } from '../src/engine/options.ts'
 import { randomModelFile } from './cache-folder.ts'
 import { argmax, Peer } from './peer.ts'
 import { Random, type RandomModel } from './random-model.ts'

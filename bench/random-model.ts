@@ -69,7 +69,8 @@ export async function writeRandomModel(path: string, m: RandomModel): Promise<vo
   const tensors: GgufTensorSource[] = []
   const add = (specs: Record<string, { name: string; ne: readonly number[]; optional: boolean }>, prefix: string) => {
     for (const spec of Object.values(specs))
-      if (!spec.optional || wanted.has(spec.name)) tensors.push(randomTensor(prefix + spec.name, spec.ne, m.type, random))
+      if (!spec.optional || wanted.has(spec.name))
+        tensors.push(randomTensor(prefix + spec.name, spec.ne, m.type, random))
   }
   add(globalWeights(config), '')
   for (let layer = 0; layer < m.layers; layer++) add(architecture.layerWeights(config), `blk.${layer}.`)

@@ -7,8 +7,8 @@ import { availableParallelism } from 'node:os'
 import { type CacheType, UniformCache } from '../src/cache/uniform.ts'
 import { modelPath } from '../src/engine/options.ts'
 import { Sequence } from '../src/engine/sequence.ts'
-import { Executor } from '../src/executor/run.ts'
 import type { LoweringName } from '../src/executor/lower/lowering.ts'
+import { Executor } from '../src/executor/run.ts'
 import { cpuDevice } from '../src/ggml/device.ts'
 import { loadNative } from '../src/ggml/library.ts'
 import type { GgmlType } from '../src/ggml/types.ts'
@@ -91,7 +91,8 @@ export async function speed(options: SpeedOptions = {}): Promise<SpeedRow[]> {
       continue
     }
     const shape = SPEED_SHAPES[name]
-    if (!shape) throw new RangeError(`no speed model "${name}"; there are house, ${Object.keys(SPEED_SHAPES).join(', ')}`)
+    if (!shape)
+      throw new RangeError(`no speed model "${name}"; there are house, ${Object.keys(SPEED_SHAPES).join(', ')}`)
     for (const type of options.types ?? SPEED_TYPES) {
       const file = await randomModelFile({ ...shape, name: `speed-${name}`, type }, (path) =>
         options.onNote?.(`writing ${path} (once)`),
@@ -153,7 +154,9 @@ async function race(path: string, model: string, options: SpeedOptions, report: 
         for (let i = 0; i < DECODE_TOKENS; i++) next = argmax(peer.eval(Int32Array.of(next)))
       },
     }
-    report(await compare(peer, threads, decode, DECODE_TOKENS, options.rounds ?? 9, { model, metric: 'decode', context }))
+    report(
+      await compare(peer, threads, decode, DECODE_TOKENS, options.rounds ?? 9, { model, metric: 'decode', context }),
+    )
   }
 }
 

@@ -65,7 +65,10 @@ export class UniformCache implements Disposable {
     const cells = Math.ceil(shape.cells / CELL_PADDING) * CELL_PADDING
     const { layers, headDim: d, kvHeads } = shape
     if (d * cells * kvHeads >= 2 ** 31)
-      throw new KvasirError('INVALID_ARGUMENT', `${cells} cells of ${d * kvHeads} values are more than 32-bit indices reach`)
+      throw new KvasirError(
+        'INVALID_ARGUMENT',
+        `${cells} cells of ${d * kvHeads} values are more than 32-bit indices reach`,
+      )
     this.shape = { ...shape, cells }
     this.positions = new Int32Array(cells).fill(-1)
     this.#context = new Context({ tensors: 2 * layers })
@@ -100,7 +103,10 @@ export class UniformCache implements Disposable {
   /** The next `count` cells, for tokens at `position` and on; they count as used at once. @throws CONTEXT_OVERFLOW */
   append(position: number, count: number): CellId[] {
     if (this.#used + count > this.capacity)
-      throw new KvasirError('CONTEXT_OVERFLOW', `${count} more rows do not fit: ${this.#used} of ${this.capacity} cells in use`)
+      throw new KvasirError(
+        'CONTEXT_OVERFLOW',
+        `${count} more rows do not fit: ${this.#used} of ${this.capacity} cells in use`,
+      )
     const first = this.#used
     for (let i = 0; i < count; i++) this.positions[first + i] = position + i
     this.#used += count

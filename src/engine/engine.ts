@@ -7,7 +7,7 @@
  * ```
  */
 import { setImmediate } from 'node:timers/promises'
-import { cacheBytes, type CacheShape, UniformCache } from '../cache/uniform.ts'
+import { type CacheShape, cacheBytes, UniformCache } from '../cache/uniform.ts'
 import { KvasirError } from '../contract/errors.ts'
 import { Executor } from '../executor/run.ts'
 import { deviceNamed, devices } from '../ggml/device.ts'
@@ -16,7 +16,7 @@ import { isQuantized } from '../ggml/types.ts'
 import type { ModelConfig } from '../model/config.ts'
 import { Model } from '../model/model.ts'
 import { Sampler } from '../model/sampling/sampler.ts'
-import { CHATML, ChatTemplate } from '../model/template/template.ts'
+import { ChatTemplate } from '../model/template/template.ts'
 import { StopMatcher } from '../model/tokenizer/stop.ts'
 import { TextStream } from '../model/tokenizer/stream.ts'
 import type { WeightReport } from '../model/weights/load.ts'
@@ -205,19 +205,16 @@ export class Engine implements Disposable {
       if (bad !== undefined) throw new KvasirError('INVALID_ARGUMENT', `token ${bad} is outside the vocabulary`)
     } else if (request.messages) {
       const text = this.chatTemplate.render(request.messages)
-      const bos = tokenizer.bos === null ? '' : tokenizer.text(tokenizer.bos)
-      const hasBos = bos !== '' && text.startsWith(bos)
-      tokens = tokenizer.encode(text, { addSpecial: !hasBos, parseSpecial: true })
+      tokens = tokenizer.encode(text, { addSpecial: !this.chatTemplate.writesBos(text), parseSpecial: true })
     } else tokens = tokenizer.encode(request.prompt!, { addSpecial: true, parseSpecial: true })
-    if (tokens.length === 0) throw new KvasirError('INVALID_ARGUMENT', 'the prompt is empty: there is nothing to continue')
+    if (tokens.length === 0)
+      throw new KvasirError('INVALID_ARGUMENT', 'the prompt is empty: there is nothing to continue')
     return tokens
   }
 
   /** The model's chat template; ChatML for a model that has none. @throws KvasirError TEMPLATE_FAILED for a broken one. */
   get chatTemplate(): ChatTemplate {
-    const { bos, eos, chatTemplate } = this.model.tokenizer
-    const text = (token: number | null) => (token === null ? null : this.model.tokenizer.text(token))
-    return (this.#template ??= new ChatTemplate(chatTemplate ?? CHATML, { bosToken: text(bos), eosToken: text(eos) }))
+    return (this.#template ??= ChatTemplate.of(this.model.tokenizer))
   }
 
   /** Where the weights lie. */
@@ -238,7 +235,10 @@ export class Engine implements Disposable {
   dispose(): void {
     if (this.#disposed) return
     if (this.#turns.busy)
-      throw new KvasirError('INVALID_ARGUMENT', 'a request is being served: abort it and wait for its end before dispose')
+      throw new KvasirError(
+        'INVALID_ARGUMENT',
+        'a request is being served: abort it and wait for its end before dispose',
+      )
     this.#disposed = true
     this.#executor[Symbol.dispose]()
     this.#cache[Symbol.dispose]()

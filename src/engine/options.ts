@@ -1,8 +1,9 @@
 /** What an engine can be told, its defaults, and the checks. */
-import { availableParallelism } from 'node:os'
-import { fileURLToPath } from 'node:url'
+
 import { existsSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
 import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { CACHE_TYPES, type CacheType } from '../cache/uniform.ts'
 import { KvasirError, nearest } from '../contract/errors.ts'
 import { LOWERINGS, type LoweringName } from '../executor/lower/lowering.ts'

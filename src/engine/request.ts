@@ -1,6 +1,7 @@
 /** What a caller asks for, and what comes back. */
-import type { ChatMessage } from '../model/template/template.ts'
+
 import type { SamplingParams } from '../model/sampling/params.ts'
+import type { ChatMessage } from '../model/template/template.ts'
 
 export interface GenerateRequest {
   /** Turns of a conversation, put into text by the model's own chat template. One of `messages`, `prompt`, `tokens`. */

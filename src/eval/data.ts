@@ -24,13 +24,19 @@ export function readExamples(path: string): EvalExample[] {
   try {
     text = readFileSync(path, 'utf8')
   } catch (cause) {
-    throw new KvasirError('INVALID_ARGUMENT', `${path} could not be read: ${(cause as Error).message}`, { file: path }, cause)
+    throw new KvasirError(
+      'INVALID_ARGUMENT',
+      `${path} could not be read: ${(cause as Error).message}`,
+      { file: path },
+      cause,
+    )
   }
   return text.split('\n').flatMap((line, i) => (line.trim() ? [parse(line, `${path}:${i + 1}`)] : []))
 }
 
 function parse(line: string, where: string): EvalExample {
-  const bad = (what: string, cause?: unknown) => new KvasirError('INVALID_ARGUMENT', `${where}: ${what}`, { where }, cause)
+  const bad = (what: string, cause?: unknown) =>
+    new KvasirError('INVALID_ARGUMENT', `${where}: ${what}`, { where }, cause)
   let raw: Record<string, unknown>
   try {
     raw = JSON.parse(line)

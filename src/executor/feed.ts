@@ -1,4 +1,7 @@
-/** Sets a graph's inputs. All of them, every time: the allocator reuses their memory while a graph runs. */
+/**
+ * Sets a graph's inputs. All of them, every time: the allocator reuses their memory while a graph runs. An input that no
+ * node reads (a mask of layers that are not run) has no memory and is passed over.
+ */
 import type { UniformCache } from '../cache/uniform.ts'
 import type { WorkItem } from '../contract/work-item.ts'
 import type { ModelConfig } from '../model/config.ts'
@@ -14,8 +17,9 @@ export function feed(g: StepGraph, item: WorkItem, cache: UniformCache, config: 
   g.positions.set(positions)
   g.cells.set(cells)
   g.valueElements?.set(valueElements(cells, config, cache.capacity))
-  g.mask.set(causalMask(g.maskBits, cache.positions, positions, Number.POSITIVE_INFINITY))
-  if (config.window) g.windowMask?.set(causalMask(g.maskBits, cache.positions, positions, config.window.size))
+  if (g.mask.hasMemory) g.mask.set(causalMask(g.maskBits, cache.positions, positions, Number.POSITIVE_INFINITY))
+  if (config.window && g.windowMask?.hasMemory)
+    g.windowMask.set(causalMask(g.maskBits, cache.positions, positions, config.window.size))
   g.outputRows?.set(asInt32(item.outputs.logits))
 }
 
@@ -33,7 +37,12 @@ function valueElements(cells: Int32Array, { headDim, kvHeads }: ModelConfig, cap
 }
 
 /** Fills `mask`, f16 [n, T]: a row sees the cells whose position is its own or one of the `window - 1` before. */
-export function causalMask(mask: Uint16Array, cellPositions: Int32Array, rows: Int32Array, window: number): Uint16Array {
+export function causalMask(
+  mask: Uint16Array,
+  cellPositions: Int32Array,
+  rows: Int32Array,
+  window: number,
+): Uint16Array {
   const n = mask.length / rows.length
   mask.fill(MINUS_INFINITY)
   const ordered = orderedCells(cellPositions, n)

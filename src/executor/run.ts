@@ -9,7 +9,7 @@ import { Backend, type Runner, SingleRunner, SplitRunner } from '../ggml/backend
 import { cpuDevice } from '../ggml/device.ts'
 import type { Model } from '../model/model.ts'
 import { feed } from './feed.ts'
-import { BLOCK_STORE_ROWS, buildGraph, type GraphShape, graphNodes, shapeKey, type StepGraph } from './graph.ts'
+import { BLOCK_STORE_ROWS, buildGraph, type GraphShape, graphNodes, type StepGraph, shapeKey } from './graph.ts'
 import { TILE_ROWS } from './lower/flash.ts'
 import type { LoweringName } from './lower/lowering.ts'
 import { ThreadChooser } from './threads.ts'
@@ -75,7 +75,8 @@ export class Executor implements Disposable {
   async run(step: Step, signal?: AbortSignal): Promise<StepResult> {
     const start = performance.now()
     const item = step.items[0]
-    if (!item || step.items.length > 1) throw new KvasirError('NOT_SUPPORTED', `${step.items.length} work items in a step`)
+    if (!item || step.items.length > 1)
+      throw new KvasirError('NOT_SUPPORTED', `${step.items.length} work items in a step`)
     this.#check(item)
     if (signal?.aborted) throw new KvasirError('ABORTED', 'stopped by the caller', {}, signal.reason)
 

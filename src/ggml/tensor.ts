@@ -94,6 +94,11 @@ export class Tensor {
     return into
   }
 
+  /** Whether its context or graph was allocated; an input that no node of the graph reads gets no memory. */
+  get hasMemory(): boolean {
+    return koffi.decode(this.ptr, TENSOR_DATA_OFFSET, 'void*') !== null
+  }
+
   /** All elements of a contiguous f32 tensor. */
   floats(): Float32Array {
     if (this.type !== 'f32') throw new ShapeError(`floats: ${show(this)} is not f32`)
@@ -107,7 +112,7 @@ export class Tensor {
         `read or write: bytes [${offset}, ${offset + bytes}) of ${show(this)}, which has ${this.bytes}`,
       )
     this.ctx.checkAlive()
-    if (koffi.decode(this.ptr, TENSOR_DATA_OFFSET, 'void*') === null)
+    if (!this.hasMemory)
       throw new KvasirError('NATIVE_FAILED', `${show(this)} has no memory yet: allocate its context or graph first`)
   }
 }

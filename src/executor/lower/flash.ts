@@ -2,8 +2,9 @@
  * ggml's fused attention. With 64 queries or more and K and V both f16 or both f32 it runs in f32 tiles, exact and fast;
  * other types are cast to f32 first, which costs less than its slow path. Below 64 queries it sums an f16 V in f16.
  */
-import * as ops from '../../ggml/ops/index.ts'
+
 import type { Context } from '../../ggml/context.ts'
+import * as ops from '../../ggml/ops/index.ts'
 import type { Tensor } from '../../ggml/tensor.ts'
 import type { Lowering } from './lowering.ts'
 

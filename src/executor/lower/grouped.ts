@@ -13,9 +13,7 @@ export const grouped: Lowering = (c, a) => {
   const q = T === 1 ? ops.reshape(c, a.q, d, G, Hkv) : byKvHead() //  f32 [d, T * G, Hkv]
   const kq = ops.mulMat(c, a.keys, q) //                              f32 [n, T * G, Hkv]
   const byHead = ops.reshape(c, kq, n, T, H) //                       f32 [n, T, H]
-  const p = a.softcap
-    ? ops.softMax(c, softcapped(), a.mask, 1)
-    : ops.softMax(c, byHead, a.mask, a.scale) //                      f32 [n, T, H]
+  const p = a.softcap ? ops.softMax(c, softcapped(), a.mask, 1) : ops.softMax(c, byHead, a.mask, a.scale) //                      f32 [n, T, H]
   const o = ops.mulMat(c, a.values, ops.reshape(c, p, n, T * G, Hkv)) // f32 [d, T * G, Hkv]
   if (T === 1) return ops.reshape(c, o, d * H, 1)
   const byRow = ops.permute(c, ops.reshape(c, o, d, T, G, Hkv), 0, 3, 1, 2) // f32 [d, G, Hkv, T]

@@ -122,7 +122,10 @@ export class Candidates {
     let highest = -Infinity
     for (let i = 0, n = this.size; i < n; i++) {
       const x = this.#logits[3 * (first + i) + 1]!
-      if (x > highest) [highest, best] = [x, i]
+      if (x > highest) {
+        highest = x
+        best = i
+      }
     }
     return best
   }
@@ -147,8 +150,10 @@ export function argmax(logits: Float32Array): number {
   let broken = false
   for (let i = 0; i < logits.length; i++) {
     const x = logits[i]!
-    if (x > highest) [highest, best] = [x, i]
-    else if (Number.isNaN(x)) broken = true
+    if (x > highest) {
+      highest = x
+      best = i
+    } else if (Number.isNaN(x)) broken = true
   }
   checkHighest(highest, broken)
   return best

@@ -12,8 +12,8 @@ const MAX_DEPTH = 100
 const MAX_REPEAT = 2000
 /** Elements after libllama has written out all repetitions. */
 const MAX_ELEMENTS = 2_000_000
-/** Steps of libllama's search for left recursion. */
-const MAX_WORK = 20_000_000
+/** Ways to begin. libllama follows each one, and compares it with all others. */
+const MAX_WORK = 20_000
 
 /** One alternative: things in a row. A string is the name of a rule, null a character or token. */
 interface Item {
@@ -47,8 +47,8 @@ export function checkGrammar(text: string, vocabSize: number): void {
   const nullable = findNullable(rules)
   for (const rule of rules.values())
     for (const item of rule.alternatives.flat())
-      if (item.max === Number.POSITIVE_INFINITY && item.what !== null && nullable.has(item.what))
-        fail(item.at, `${show(item.what)} may be empty and is repeated without end`)
+      if (item.max > 1 && item.what !== null && nullable.has(item.what))
+        fail(item.at, `${show(item.what)} may be empty and is repeated`)
   checkLeftRecursion(rules, nullable, fail)
 }
 
@@ -95,14 +95,11 @@ function checkLeftRecursion(
     let sum = 1
     for (const items of rule.alternatives)
       for (const item of items) {
-        if (item.what !== null) {
-          const times = nullable.has(item.what) ? Math.min(item.max, MAX_REPEAT) : 1
-          sum += times * visit(rules.get(item.what)!, depth + 1)
-        }
+        sum += item.what === null ? 1 : visit(rules.get(item.what)!, depth + 1)
         if (item.min > 0 && (item.what === null || !nullable.has(item.what))) break
       }
     open.delete(rule.name)
-    if (sum > MAX_WORK) fail(rule.at, 'too many ways to begin')
+    if (sum > MAX_WORK) fail(rule.at, `more than ${MAX_WORK} ways to begin ${show(rule.name)}`)
     work.set(rule.name, sum)
     return sum
   }

@@ -144,7 +144,7 @@ describe('Tokenizer', () => {
 
   it('refuses files without a vocabulary', async () => {
     await assert.rejects(Tokenizer.load('/nonexistent.gguf'), isCode('MODEL_NOT_FOUND'))
-    await assert.rejects(Tokenizer.load(new URL(import.meta.url).pathname), isCode('MODEL_INVALID'))
+    await assert.rejects(Tokenizer.load(new URL(import.meta.url).pathname), isCode('GGUF_INVALID'))
   })
 
   it('throws after dispose', async () => {

@@ -10,8 +10,10 @@
 import { existsSync } from 'node:fs'
 import { KvasirError } from '../../contract/errors.ts'
 import type { Pointer } from '../../ggml/declare.ts'
+import { readGguf } from '../../ggml/gguf/index.ts'
 import { Owned } from '../../ggml/owned.ts'
 import { llama, loadLlama } from '../libllama/library.ts'
+import { checkVocabulary } from './vocabulary.ts'
 
 /** llama_token_attr: the two kinds whose text is markup, not content. */
 const ATTR_UNKNOWN = 1
@@ -79,13 +81,14 @@ export class Tokenizer extends Owned {
   }
 
   /**
-   * Reads the vocabulary of a GGUF file. libllama checks the file, but not as strictly as our own GGUF reader: files
-   * from strangers should pass that one first.
+   * Reads the vocabulary of a GGUF file. Its header is checked by our own reader first, since libllama ends the process
+   * over some defects.
    *
-   * @throws KvasirError MODEL_NOT_FOUND, or MODEL_INVALID when the file has no usable vocabulary.
+   * @throws KvasirError MODEL_NOT_FOUND, GGUF_INVALID, or MODEL_INVALID when the file has no usable vocabulary.
    */
   static async load(path: string): Promise<Tokenizer> {
     if (!existsSync(path)) throw new KvasirError('MODEL_NOT_FOUND', `no file at ${path}`, { file: path })
+    checkVocabulary(readGguf(path))
     await loadLlama()
     const model = llama.llama_model_load_from_file(path, { ...llama.llama_model_default_params(), vocab_only: true })
     const mend = 'Check that it is a whole GGUF file of a language model; KVASIR_NATIVE_LOG=1 shows what libllama says.'
