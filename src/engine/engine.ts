@@ -59,7 +59,7 @@ export class Engine implements Disposable {
     await loadNative()
     const device = complete.device
       ? deviceNamed(complete.device)
-      : (devices().find((d) => d.kind === 'gpu') ?? deviceNamed('CPU'))
+      : (devices().find((d) => d.kind === 'gpu' || d.kind === 'igpu') ?? deviceNamed('CPU'))
     let contextLength = 0
     const shape = (config: ModelConfig): CacheShape => ({
       layers: config.layers,

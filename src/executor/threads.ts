@@ -23,6 +23,8 @@ interface Candidate {
 export class ThreadChooser {
   readonly #candidates: readonly Candidate[]
   #current: Candidate
+  /** The choice after the trials; null before. */
+  #best: Candidate | null = null
   #sinceTrial = 0
 
   /** Tries `most` threads first, then halves of it down to one. */
@@ -41,6 +43,7 @@ export class ThreadChooser {
   /** Starts anew, for a graph of another shape: times of the old one say nothing about it. */
   reset(): void {
     for (const c of this.#candidates) c.runs = 0
+    this.#best = null
     this.#current = this.#candidates[0]!
     this.#sinceTrial = 0
   }
@@ -49,7 +52,9 @@ export class ThreadChooser {
   report(ms: number): void {
     const c = this.#current
     c.runs++
-    if (c.runs > 1) c.ms = c.runs === 2 ? ms : 0.7 * c.ms + 0.3 * ms
+    // A retry counts as it is: what was smoothed before tells of a machine that may have changed.
+    const fresh = c.runs === 2 || c !== this.#best
+    if (c.runs > 1) c.ms = fresh ? ms : 0.7 * c.ms + 0.3 * ms
     this.#current = this.#next(ms)
   }
 
@@ -60,6 +65,7 @@ export class ThreadChooser {
     if (untried) return untried
     if (++this.#sinceTrial % RETRY_AFTER === 0)
       return this.#candidates[(this.#sinceTrial / RETRY_AFTER) % this.#candidates.length]!
-    return this.#candidates.reduce((a, b) => (b.ms < a.ms ? b : a))
+    this.#best = this.#candidates.reduce((a, b) => (b.ms < a.ms ? b : a))
+    return this.#best
   }
 }
