@@ -1,0 +1,115 @@
+/**
+ * Accuracy on retrieval tasks: what the engine reaches with its default lowering is what libllama reaches with the same file
+ * and prompts, greedy, within one example. The whole of the published sets is run by `kvasir eval` (docs/measured.md).
+ */
+import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, before, describe, it } from 'node:test'
+import { argmax, Peer } from '../../bench/peer.ts'
+import { houseExample, TASKS } from '../../test/fixtures/house-tasks.ts'
+import type { KvasirError } from '../contract/errors.ts'
+import { Engine } from '../engine/engine.ts'
+import { modelPath } from '../engine/options.ts'
+import { readExamples } from './data.ts'
+import { evaluate } from './evaluate.ts'
+
+const LENGTHS = [512, 2048]
+const PER_CELL = 6
+const folder = mkdtempSync(join(tmpdir(), 'kvasir-eval-'))
+const data = join(folder, 'house.jsonl')
+const examples = TASKS.flatMap((task) =>
+  LENGTHS.flatMap((length) => Array.from({ length: PER_CELL }, (_, seed) => houseExample(task, length, seed))),
+)
+let engine: Engine
+
+before(async () => {
+  writeFileSync(data, examples.map((e) => JSON.stringify(e)).join('\n'))
+  engine = await Engine.load('house', { threads: 1, contextLength: 4096 })
+})
+after(() => {
+  engine.dispose()
+  rmSync(folder, { recursive: true })
+})
+
+describe('accuracy of the house model', () => {
+  it('is that of libllama within one example of each task and length, and high', async () => {
+    const rows = await evaluate(engine, { files: [data] })
+    assert.equal(rows.length, TASKS.length * LENGTHS.length)
+    using peer = await Peer.load(modelPath('house'), { contextLength: 4096, chunk: 512, threads: 1 })
+    let sum = 0
+    for (const row of rows) {
+      const cell = examples.filter((e) => e.task === row.task && e.length === row.length)
+      assert.equal(row.n, cell.length)
+      const theirs = cell.filter((e) => answer(peer, e).includes(e.answers[0]![0]!)).length
+      assert.ok(Math.abs(row.accuracy * row.n - theirs) <= 1.001, `${JSON.stringify(row)}; libllama ${theirs} of ${row.n}`)
+      // 6 layers x keys and values x 2 heads x 64 numbers x 2 bytes a token; lengths are nominal, give or take a quarter.
+      const tokens = row.kv_bytes / (6 * 2 * 2 * 64 * 2)
+      assert.ok(tokens > row.length * 0.75 && tokens < row.length * 1.3, `${tokens} tokens for ${row.length}`)
+      sum += row.accuracy
+    }
+    assert.ok(sum / rows.length > 0.75, `mean ${sum / rows.length}`)
+  })
+
+  it('takes the first examples of each cell, and of the lengths and tasks asked for', async () => {
+    const progress: number[] = []
+    const options = { files: [data], limit: 2, lengths: [512], tasks: ['pet'], onProgress: (n: number) => progress.push(n) }
+    const rows = await evaluate(engine, options)
+    assert.deepEqual(rows.map(({ task, length, n, policy, budget }) => ({ task, length, n, policy, budget })), [
+      { task: 'pet', length: 512, n: 2, policy: 'full', budget: 1 },
+    ])
+    assert.deepEqual(progress, [1, 2])
+  })
+})
+
+/** libllama's greedy reply. */
+function answer(peer: Peer, example: (typeof examples)[number]): string {
+  const { tokenizer } = engine.model
+  peer.clear()
+  let logits = peer.eval(engine.encodePrompt({ messages: example.messages }))
+  const reply: number[] = []
+  for (let token = argmax(logits); !tokenizer.isEndOfGeneration(token); token = argmax(logits)) {
+    reply.push(token)
+    if (reply.length >= example.meta.max_tokens) break
+    logits = peer.eval(Int32Array.of(token))
+  }
+  return tokenizer.decode(reply)
+}
+
+describe('evaluation files', () => {
+  const bad: Record<string, [string, RegExp]> = {
+    'no JSON': ['{"task": ', /bad\.jsonl:2: not JSON/],
+    'no task': ['{"length": 5, "messages": [], "answers": []}', /"task" must be a string/],
+    'a strange role': ['{"task":"a","length":5,"messages":[{"role":"boss","content":"x"}],"answers":[]}', /"messages" must/],
+    'answers that do not fit': [
+      '{"task":"a","length":5,"messages":[{"role":"user","content":"x"}],"answers":[]}',
+      /for each of the 1 user turns/,
+    ],
+  }
+  for (const [name, [line, text]] of Object.entries(bad))
+    it(`${name}: the error names file, line and field`, () => {
+      const path = join(folder, 'bad.jsonl')
+      writeFileSync(path, `${JSON.stringify(examples[0])}\n${line}\n`)
+      assert.throws(
+        () => readExamples(path),
+        (e: KvasirError) => e.code === 'INVALID_ARGUMENT' && text.test(e.message),
+      )
+    })
+
+  it('a missing file', () => {
+    assert.throws(() => readExamples(join(folder, 'none.jsonl')), (e: KvasirError) => /none\.jsonl/.test(e.message))
+  })
+
+  it('turns of a conversation are scored one by one', async () => {
+    const path = join(folder, 'turns.jsonl')
+    const fact = 'Vera Marlow keeps a rabbit as a pet. Vera Marlow plays the harp.'
+    const messages = [
+      { role: 'user', content: `${fact} Which animal does Vera Marlow keep as a pet?` },
+      { role: 'assistant', content: 'Vera Marlow has a pet rabbit.' },
+      { role: 'user', content: 'Which instrument does Vera Marlow play?' },
+    ]
+    writeFileSync(path, JSON.stringify({ task: 'turns', length: 64, messages, answers: [['rabbit', 'elephant'], ['harp']] }))
+    assert.equal((await evaluate(engine, { files: [path] }))[0]!.accuracy, 0.75)
+  })
+})
