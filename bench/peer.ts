@@ -5,6 +5,7 @@
 import koffi from 'koffi'
 import { KvasirError } from '../src/contract/errors.ts'
 import type { Pointer } from '../src/ggml/declare.ts'
+import { captureLog, loggedErrors } from '../src/ggml/log.ts'
 import { Owned } from '../src/ggml/owned.ts'
 import { ThreadPool } from '../src/ggml/threadpool.ts'
 import { GGML_TYPES, type GgmlType } from '../src/ggml/types.ts'
@@ -42,8 +43,10 @@ export class Peer extends Owned {
 
   static async load(path: string, options: PeerOptions): Promise<Peer> {
     await loadLlama()
-    const model = llama.llama_model_load_from_file(path, { ...llama.llama_model_default_params(), n_gpu_layers: 0 })
-    if (!model) throw new KvasirError('NATIVE_FAILED', `libllama could not load ${path}`)
+    const params = { ...llama.llama_model_default_params(), n_gpu_layers: 0 }
+    const load = () => llama.llama_model_load_from_file(path, params)
+    const { result: model, lines } = captureLog(load, llama.llama_log_set)
+    if (!model) throw new KvasirError('NATIVE_FAILED', `libllama could not load ${path}${loggedErrors(lines)}`)
     const context = llama.llama_init_from_model(model, {
       ...llama.llama_context_default_params(),
       n_ctx: options.contextLength,

@@ -11,6 +11,7 @@ import { existsSync } from 'node:fs'
 import { KvasirError } from '../../contract/errors.ts'
 import type { Pointer } from '../../ggml/declare.ts'
 import { readGguf } from '../../ggml/gguf/index.ts'
+import { captureLog, loggedErrors } from '../../ggml/log.ts'
 import { Owned } from '../../ggml/owned.ts'
 import { llama, loadLlama } from '../libllama/library.ts'
 import { checkVocabulary } from './vocabulary.ts'
@@ -90,12 +91,16 @@ export class Tokenizer extends Owned {
     if (!existsSync(path)) throw new KvasirError('MODEL_NOT_FOUND', `no file at ${path}`, { file: path })
     checkVocabulary(readGguf(path))
     await loadLlama()
-    const model = llama.llama_model_load_from_file(path, { ...llama.llama_model_default_params(), vocab_only: true })
-    const mend = 'Check that it is a whole GGUF file of a language model; KVASIR_NATIVE_LOG=1 shows what libllama says.'
+    const params = { ...llama.llama_model_default_params(), vocab_only: true }
+    const load = () => llama.llama_model_load_from_file(path, params)
+    const { result: model, lines } = captureLog(load, llama.llama_log_set)
+    const mend = 'Check that it is a whole GGUF file of a language model'
     if (model === null)
-      throw new KvasirError('MODEL_INVALID', `libllama could not read a vocabulary from ${path}. ${mend}`, {
-        file: path,
-      })
+      throw new KvasirError(
+        'MODEL_INVALID',
+        `libllama could not read a vocabulary from ${path}${loggedErrors(lines)}. ${mend}`,
+        { file: path },
+      )
     const vocab = llama.llama_model_get_vocab(model)
     // type 0 is "no vocabulary"; most calls on it end the process
     if (vocab === null || llama.llama_vocab_type(vocab) === 0 || llama.llama_vocab_n_tokens(vocab) < 1) {
