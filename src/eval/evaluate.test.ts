@@ -43,7 +43,10 @@ describe('accuracy of the house model', () => {
       const cell = examples.filter((e) => e.task === row.task && e.length === row.length)
       assert.equal(row.n, cell.length)
       const theirs = cell.filter((e) => answer(peer, e).includes(e.answers[0]![0]!)).length
-      assert.ok(Math.abs(row.accuracy * row.n - theirs) <= 1.001, `${JSON.stringify(row)}; libllama ${theirs} of ${row.n}`)
+      assert.ok(
+        Math.abs(row.accuracy * row.n - theirs) <= 1.001,
+        `${JSON.stringify(row)}; libllama ${theirs} of ${row.n}`,
+      )
       // 6 layers x keys and values x 2 heads x 64 numbers x 2 bytes a token; lengths are nominal, give or take a quarter.
       const tokens = row.kv_bytes / (6 * 2 * 2 * 64 * 2)
       assert.ok(tokens > row.length * 0.75 && tokens < row.length * 1.3, `${tokens} tokens for ${row.length}`)
@@ -54,11 +57,18 @@ describe('accuracy of the house model', () => {
 
   it('takes the first examples of each cell, and of the lengths and tasks asked for', async () => {
     const progress: number[] = []
-    const options = { files: [data], limit: 2, lengths: [512], tasks: ['pet'], onProgress: (n: number) => progress.push(n) }
+    const options = {
+      files: [data],
+      limit: 2,
+      lengths: [512],
+      tasks: ['pet'],
+      onProgress: (n: number) => progress.push(n),
+    }
     const rows = await evaluate(engine, options)
-    assert.deepEqual(rows.map(({ task, length, n, policy, budget }) => ({ task, length, n, policy, budget })), [
-      { task: 'pet', length: 512, n: 2, policy: 'full', budget: 1 },
-    ])
+    assert.deepEqual(
+      rows.map(({ task, length, n, policy, budget }) => ({ task, length, n, policy, budget })),
+      [{ task: 'pet', length: 512, n: 2, policy: 'full', budget: 1 }],
+    )
     assert.deepEqual(progress, [1, 2])
   })
 })
@@ -81,7 +91,10 @@ describe('evaluation files', () => {
   const bad: Record<string, [string, RegExp]> = {
     'no JSON': ['{"task": ', /bad\.jsonl:2: not JSON/],
     'no task': ['{"length": 5, "messages": [], "answers": []}', /"task" must be a string/],
-    'a strange role': ['{"task":"a","length":5,"messages":[{"role":"boss","content":"x"}],"answers":[]}', /"messages" must/],
+    'a strange role': [
+      '{"task":"a","length":5,"messages":[{"role":"boss","content":"x"}],"answers":[]}',
+      /"messages" must/,
+    ],
     'answers that do not fit': [
       '{"task":"a","length":5,"messages":[{"role":"user","content":"x"}],"answers":[]}',
       /for each of the 1 user turns/,
@@ -98,7 +111,10 @@ describe('evaluation files', () => {
     })
 
   it('a missing file', () => {
-    assert.throws(() => readExamples(join(folder, 'none.jsonl')), (e: KvasirError) => /none\.jsonl/.test(e.message))
+    assert.throws(
+      () => readExamples(join(folder, 'none.jsonl')),
+      (e: KvasirError) => /none\.jsonl/.test(e.message),
+    )
   })
 
   it('turns of a conversation are scored one by one', async () => {
@@ -109,7 +125,10 @@ describe('evaluation files', () => {
       { role: 'assistant', content: 'Vera Marlow has a pet rabbit.' },
       { role: 'user', content: 'Which instrument does Vera Marlow play?' },
     ]
-    writeFileSync(path, JSON.stringify({ task: 'turns', length: 64, messages, answers: [['rabbit', 'elephant'], ['harp']] }))
+    writeFileSync(
+      path,
+      JSON.stringify({ task: 'turns', length: 64, messages, answers: [['rabbit', 'elephant'], ['harp']] }),
+    )
     assert.equal((await evaluate(engine, { files: [path] }))[0]!.accuracy, 0.75)
   })
 })

@@ -24,6 +24,7 @@ export interface EvalOptions {
   readonly lengths?: readonly number[]
   readonly tasks?: readonly string[]
   readonly onProgress?: (done: number, of: number) => void
+  readonly onRow?: (row: EvalRow) => void
   readonly signal?: AbortSignal
 }
 
@@ -43,7 +44,10 @@ export async function evaluate(engine: Engine, options: EvalOptions): Promise<Ev
     }
     const { task, length } = examples[0]!
     const n = examples.length
-    rows.push({ policy: 'full', budget: 1, task, length, n, accuracy: score / n, kv_bytes: Math.round(bytes / n) })
+    const kv_bytes = Math.round(bytes / n)
+    const row = { policy: 'full', budget: 1, task, length, n, accuracy: score / n, kv_bytes }
+    rows.push(row)
+    options.onRow?.(row)
   }
   return rows
 }
