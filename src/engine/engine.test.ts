@@ -123,6 +123,9 @@ describe('an answer', () => {
     const once = await collect({ ...question, sampling, maxTokens: 12 })
     const again = await collect({ ...question, sampling, maxTokens: 12 })
     assert.deepEqual(again.tokens, once.tokens)
+    const chosen = await collect({ ...question, sampling: { temperature: 1.5 }, maxTokens: 12 })
+    const repeated = { temperature: 1.5, seed: chosen.end.seed }
+    assert.deepEqual((await collect({ ...question, sampling: repeated, maxTokens: 12 })).tokens, chosen.tokens)
     const parts = engine.generate({ ...question, sampling })
     const first = (await parts.next()).value as GeneratePart
     await parts.return()

@@ -9,7 +9,7 @@
 import { setImmediate } from 'node:timers/promises'
 import { type CacheShape, cacheBytes, UniformCache } from '../cache/uniform.ts'
 import { KvasirError } from '../contract/errors.ts'
-import { Executor } from '../executor/run.ts'
+import { Executor, scratchBytes } from '../executor/run.ts'
 import { deviceNamed, devices } from '../ggml/device.ts'
 import { loadNative } from '../ggml/library.ts'
 import { isQuantized } from '../ggml/types.ts'
@@ -75,7 +75,10 @@ export class Engine implements Disposable {
       return {
         device,
         contextLength,
-        alsoNeeds: [{ what: `KV cache of ${contextLength} tokens`, bytes: cacheBytes(shape(config)) }],
+        alsoNeeds: [
+          { what: `KV cache of ${contextLength} tokens`, bytes: cacheBytes(shape(config)) },
+          { what: 'intermediate results', bytes: scratchBytes(config, complete.chunk, contextLength) },
+        ],
         ...(complete.onProgress ? { onProgress: complete.onProgress } : {}),
       }
     })
@@ -144,6 +147,7 @@ export class Engine implements Disposable {
       kind: 'end',
       text,
       reason,
+      seed: sampler.seed,
       timings: {
         prompt_tokens: prompt.length,
         cached_tokens: cached,
@@ -225,6 +229,11 @@ export class Engine implements Disposable {
   /** Bytes of the KV cache: as allocated, and what its used cells stand for. */
   get kvBytes(): { readonly allocated: number; readonly used: number } {
     return { allocated: this.#cache.bytes, used: this.#cache.usedBytes }
+  }
+
+  /** Bytes held for intermediate results. */
+  get scratchBytes(): number {
+    return this.#executor.scratchBytes
   }
 
   #checkAlive(): void {

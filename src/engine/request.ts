@@ -42,6 +42,8 @@ export type GeneratePart =
       /** Text that was held back as the possible beginning of a stop text. */
       readonly text: string
       readonly reason: FinishReason
+      /** Gives the same answer again, with the same request and machine. */
+      readonly seed: number
       readonly timings: Timings
     }
 

@@ -7,6 +7,7 @@ import { KvasirError } from '../contract/errors.ts'
 import type { Step, StepResult, WorkItem, WorkResult } from '../contract/work-item.ts'
 import { Backend, type Runner, SingleRunner, SplitRunner } from '../ggml/backend.ts'
 import { cpuDevice } from '../ggml/device.ts'
+import type { ModelConfig } from '../model/config.ts'
 import type { Model } from '../model/model.ts'
 import { feed } from './feed.ts'
 import { BLOCK_STORE_ROWS, buildGraph, type GraphShape, graphNodes, type StepGraph, shapeKey } from './graph.ts'
@@ -33,6 +34,16 @@ interface Slot {
   lastMs: number
   /** Null: always all threads. */
   readonly chooser: ThreadChooser | null
+}
+
+/**
+ * About how many bytes intermediate tensors take for chunks of `rows` over a context of `keys`: the widest rows that live at
+ * once, the mask, and one layer's values in row order. For the question whether a model fits; 30 to 40 % too much where it
+ * was compared with what the allocator took.
+ */
+export function scratchBytes(c: ModelConfig, rows: number, keys: number): number {
+  const widest = 4 * c.width + 3 * c.ffWidth + 2 * c.headDim * (c.heads + 2 * c.kvHeads)
+  return 4 * rows * widest + 2 * keys * rows + 2 * keys * c.headDim * c.kvHeads + 4 * c.vocab
 }
 
 export class Executor implements Disposable {

@@ -1,4 +1,5 @@
 /** A loaded model: its file, what it is, its weights, its tokenizer. Read-only after load; engines can share it. */
+import { KvasirError } from '../contract/errors.ts'
 import type { Device } from '../ggml/device.ts'
 import { type GgufFile, readGguf } from '../ggml/gguf/index.ts'
 import { canMap } from '../ggml/mapping.ts'
@@ -59,6 +60,12 @@ export class Model implements Disposable {
     checkFits(path, chosen.device, [{ what: 'weights', bytes: placedBytes(placed) }, ...(chosen.alsoNeeds ?? [])])
     const tokenizer = await Tokenizer.load(path)
     try {
+      if (tokenizer.vocabSize !== config.vocab)
+        throw new KvasirError(
+          'MODEL_INVALID',
+          `${path}: the vocabulary has ${tokenizer.vocabSize} tokens, the embeddings have ${config.vocab} rows`,
+          { file: path },
+        )
       const weights = Weights.load(file, placed, config.layers, chosen.onProgress)
       return new Model(file, config, architecture, weights, tokenizer, chosen)
     } catch (error) {
