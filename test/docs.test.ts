@@ -32,9 +32,13 @@ test('docs/errors.md lists the error codes', () => {
 })
 
 test('links between pages lead somewhere', () => {
-  const pages = ['README.md', 'models/house-5m/README.md', ...readdirSync(join(root, 'docs'), { recursive: true })
-    .filter((f) => String(f).endsWith('.md'))
-    .map((f) => join('docs', String(f)))]
+  const pages = [
+    'README.md',
+    'models/house-5m/README.md',
+    ...readdirSync(join(root, 'docs'), { recursive: true })
+      .filter((f) => String(f).endsWith('.md'))
+      .map((f) => join('docs', String(f))),
+  ]
   for (const page of pages)
     for (const [, target] of read(page).matchAll(/\]\((?!https?:|#)([^)#]+)/g))
       assert.ok(existsSync(join(root, dirname(page), target!)), `${page} links to ${target}`)

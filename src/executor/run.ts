@@ -51,8 +51,8 @@ export class Executor implements Disposable {
   readonly cache: UniformCache
   readonly options: ExecutorOptions
   readonly #backends: readonly Backend[]
-  /** Chunks and decode steps alternate: each kind keeps its own graph. */
-  readonly #slots: { readonly chunk: Slot; readonly decode: Slot }
+  /** Chunks and decode steps alternate: each kind keeps its own graph and thread count. */
+  readonly #slots: { readonly chunk: Slot; readonly short: Slot; readonly decode: Slot }
   #running: Runner | null = null
 
   constructor(model: Model, cache: UniformCache, options: ExecutorOptions) {
@@ -71,12 +71,12 @@ export class Executor implements Disposable {
       lastMs: Number.POSITIVE_INFINITY,
       chooser: options.threads > 1 && options.lowering !== 'flash' ? new ThreadChooser(options.threads) : null,
     })
-    this.#slots = { chunk: slot(), decode: slot() }
+    this.#slots = { chunk: slot(), short: slot(), decode: slot() }
   }
 
   /** Bytes held for intermediate tensors. */
   get scratchBytes(): number {
-    return this.#slots.chunk.runner.bytes + this.#slots.decode.runner.bytes
+    return Object.values(this.#slots).reduce((sum, slot) => sum + slot.runner.bytes, 0)
   }
 
   /**
@@ -91,7 +91,7 @@ export class Executor implements Disposable {
     this.#check(item)
     if (signal?.aborted) throw new KvasirError('ABORTED', 'stopped by the caller', {}, signal.reason)
 
-    const slot = item.positions.length >= TILE_ROWS ? this.#slots.chunk : this.#slots.decode
+    const slot = this.#slotFor(item.positions.length)
     const graph = this.#graphFor(slot, this.#shapeOf(item))
     feed(graph, item, this.cache, this.model.config)
 
@@ -102,8 +102,13 @@ export class Executor implements Disposable {
     const computeMs = performance.now() - computeStart
     if (result === 'aborted') throw new KvasirError('ABORTED', 'stopped by the caller', {}, signal?.reason)
     slot.lastMs = computeMs
-    slot.chooser?.report(computeMs)
+    slot.chooser?.report(computeMs / item.positions.length)
     return { items: [this.#read(graph)], computeMs, totalMs: performance.now() - start }
+  }
+
+  #slotFor(rows: number): Slot {
+    if (rows === 1) return this.#slots.decode
+    return rows < TILE_ROWS ? this.#slots.short : this.#slots.chunk
   }
 
   async #runAsync(runner: Runner, graph: StepGraph, signal?: AbortSignal) {
@@ -141,7 +146,6 @@ export class Executor implements Disposable {
     slot.graph?.context.dispose()
     slot.graph = null
     slot.lastMs = Number.POSITIVE_INFINITY
-    slot.chooser?.reset()
     const graph = buildGraph(this.model, this.cache, shape)
     try {
       slot.runner.allocate(graph.graph)
@@ -181,7 +185,7 @@ export class Executor implements Disposable {
 
   [Symbol.dispose](): void {
     if (this.#running) throw new KvasirError('NATIVE_FAILED', 'a step is still running: abort it and wait for its end')
-    for (const slot of [this.#slots.chunk, this.#slots.decode]) {
+    for (const slot of Object.values(this.#slots)) {
       slot.graph?.context.dispose()
       slot.runner[Symbol.dispose]()
     }

@@ -92,7 +92,9 @@ export class Model implements Disposable {
   }
 }
 
-/** Bytes that weights take: packed copies, and the pages of the mapped file that stay in use. */
+/** Bytes that weights take: packed copies, and the pages of the mapped file that stay in use, each once. */
 export function placedBytes(placed: readonly PlacedWeight[]): number {
-  return placed.reduce((sum, p) => sum + (p.bytes || p.tensor.bytes), 0)
+  const mapped = new Map(placed.filter((p) => !p.type).map((p) => [p.tensor.name, p.tensor.bytes]))
+  const packed = placed.reduce((sum, p) => sum + (p.type ? p.bytes : 0), 0)
+  return packed + [...mapped.values()].reduce((sum, bytes) => sum + bytes, 0)
 }

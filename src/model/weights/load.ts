@@ -54,7 +54,9 @@ export class Weights implements Disposable {
           ;(p.layer < 0 ? byKey.global : byKey.layers[p.layer]!)[p.key] = t
           onProgress?.((loaded += p.tensor.bytes), total)
         }
-        report.push({ where, tensors: group.length, bytes: group.reduce((n, p) => n + (p.bytes || p.tensor.bytes), 0) })
+        const tensors = [...context.values()]
+        const bytes = (t: Tensor) => group[0]!.type?.allocBytes(t) ?? t.bytes
+        report.push({ where, tensors: tensors.length, bytes: tensors.reduce((sum, t) => sum + bytes(t), 0) })
       }
       return new Weights(byKey.global, byKey.layers, report, owned)
     } catch (error) {
