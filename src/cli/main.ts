@@ -1,25 +1,7 @@
 #!/usr/bin/env node
 /** `kvasir`: the library from a terminal. */
-import { existsSync, readFileSync } from 'node:fs'
-import { dirname, join } from 'node:path'
-import { fileURLToPath } from 'node:url'
-import { Command } from 'commander'
-import { addBench } from './bench.ts'
-import { addChat } from './chat.ts'
-import { addEval } from './eval.ts'
 import { reportFailure } from './failure.ts'
-import { addInspect } from './inspect.ts'
-import { addPull } from './pull.ts'
-import { addRun } from './run.ts'
-
-/** In the order of the help. */
-const COMMANDS: readonly ((program: Command) => void)[] = [addRun, addChat, addInspect, addPull, addEval, addBench]
-
-const program = new Command('kvasir')
-  .description('An LLM engine for TypeScript: GGUF models on ggml')
-  .version(version())
-  .exitOverride()
-for (const add of COMMANDS) add(program)
+import { makeProgram } from './program.ts'
 
 // `kvasir run ... | head`: nobody reads on, so there is nothing left to do.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
@@ -28,13 +10,7 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
 })
 
 try {
-  await program.parseAsync()
+  await makeProgram().parseAsync()
 } catch (error) {
   reportFailure(error, process.argv.includes('--json'))
-}
-
-function version(): string {
-  let folder = dirname(fileURLToPath(import.meta.url))
-  while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder)
-  return JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8')).version
 }

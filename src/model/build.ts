@@ -7,11 +7,11 @@ import * as ops from '../ggml/ops/index.ts'
 import type { Tensor } from '../ggml/tensor.ts'
 import { type ModelConfig, ropeOf } from './config.ts'
 
-/** What the executor gives a block: where its keys and values go and how attention reads them. */
-export interface Attend {
-  /** q f32 [d, H, T], k and v f32 [d, Hkv, T] -> f32 [d * H, T]. Stores k and v before it reads. */
-  (layer: number, q: Tensor, k: Tensor, v: Tensor, scale: number): Tensor
-}
+/**
+ * What the executor gives a block: where its keys and values go and how attention reads them.
+ * q f32 [d, H, T], k and v f32 [d, Hkv, T] -> f32 [d * H, T]. Stores k and v before it reads.
+ */
+export type Attend = (layer: number, q: Tensor, k: Tensor, v: Tensor, scale: number) => Tensor
 
 export class Build {
   readonly c: Context

@@ -2,8 +2,9 @@
  * Gemma 2: embeddings scaled by sqrt(D), norms before and behind attention and MLP, GELU, soft-capped scores and logits,
  * every other layer with a sliding window.
  */
-import { defineArchitecture, need } from '../architecture.ts'
+import { defineArchitecture } from '../architecture.ts'
 import { baseConfig } from '../config.ts'
+import { attentionWeights, mlpWeights, postNormWeights } from './weights.ts'
 
 /** Gemma 2 27B scales its scores by D / H instead of by the head size. */
 const LAYERS_27B = 46
@@ -27,19 +28,7 @@ export const gemma2 = defineArchitecture({
     }
   },
 
-  layerWeights: ({ width: D, heads: H, kvHeads: Hkv, headDim: d, ffWidth: F }) => ({
-    attnNorm: need('attn_norm.weight', D),
-    q: need('attn_q.weight', D, d * H),
-    k: need('attn_k.weight', D, d * Hkv),
-    v: need('attn_v.weight', D, d * Hkv),
-    o: need('attn_output.weight', d * H, D),
-    attnPostNorm: need('post_attention_norm.weight', D),
-    ffnNorm: need('ffn_norm.weight', D),
-    gate: need('ffn_gate.weight', D, F),
-    up: need('ffn_up.weight', D, F),
-    down: need('ffn_down.weight', F, D),
-    ffnPostNorm: need('post_ffw_norm.weight', D),
-  }),
+  layerWeights: (c) => ({ ...attentionWeights(c), ...mlpWeights(c), ...postNormWeights(c) }),
 
   embed: (b, x) => b.scale(x, Math.sqrt(b.config.width)),
 

@@ -2,8 +2,9 @@
  * Gemma 3 (text): Gemma 2's block with norms over query and key heads instead of soft caps, and windows in five of six
  * layers, which rotate with a base of their own.
  */
-import { defineArchitecture, need } from '../architecture.ts'
+import { defineArchitecture } from '../architecture.ts'
 import { baseConfig } from '../config.ts'
+import { attentionWeights, headNormWeights, mlpWeights, postNormWeights } from './weights.ts'
 
 /** Gemma 3 27B scales its scores by D / H instead of by the head size. */
 const LAYERS_27B = 62
@@ -24,20 +25,11 @@ export const gemma3 = defineArchitecture({
     }
   },
 
-  layerWeights: ({ width: D, heads: H, kvHeads: Hkv, headDim: d, ffWidth: F }) => ({
-    attnNorm: need('attn_norm.weight', D),
-    q: need('attn_q.weight', D, d * H),
-    k: need('attn_k.weight', D, d * Hkv),
-    v: need('attn_v.weight', D, d * Hkv),
-    o: need('attn_output.weight', d * H, D),
-    qNorm: need('attn_q_norm.weight', d),
-    kNorm: need('attn_k_norm.weight', d),
-    attnPostNorm: need('post_attention_norm.weight', D),
-    ffnNorm: need('ffn_norm.weight', D),
-    gate: need('ffn_gate.weight', D, F),
-    up: need('ffn_up.weight', D, F),
-    down: need('ffn_down.weight', F, D),
-    ffnPostNorm: need('post_ffw_norm.weight', D),
+  layerWeights: (c) => ({
+    ...attentionWeights(c),
+    ...headNormWeights(c),
+    ...mlpWeights(c),
+    ...postNormWeights(c),
   }),
 
   embed: (b, x) => b.scale(x, Math.sqrt(b.config.width)),

@@ -1,24 +1,18 @@
 /** Llama 1 to 3, Mistral, and everything else that GGUF calls `llama`, without experts. Llama 3's RoPE factors included. */
 
 import type { Tensor } from '../../ggml/tensor.ts'
-import { defineArchitecture, may, need, type TensorsOf } from '../architecture.ts'
+import { defineArchitecture, may, type TensorsOf } from '../architecture.ts'
 import type { Build } from '../build.ts'
 import { baseConfig, type ModelConfig } from '../config.ts'
+import { attentionWeights, mlpWeights } from './weights.ts'
 
-export const llamaWeights = ({ width: D, heads: H, kvHeads: Hkv, headDim: d, ffWidth: F }: ModelConfig) => ({
-  attnNorm: need('attn_norm.weight', D),
-  q: need('attn_q.weight', D, d * H),
-  k: need('attn_k.weight', D, d * Hkv),
-  v: need('attn_v.weight', D, d * Hkv),
-  o: need('attn_output.weight', d * H, D),
-  qBias: may('attn_q.bias', d * H),
-  kBias: may('attn_k.bias', d * Hkv),
-  vBias: may('attn_v.bias', d * Hkv),
-  oBias: may('attn_output.bias', D),
-  ffnNorm: need('ffn_norm.weight', D),
-  gate: need('ffn_gate.weight', D, F),
-  up: need('ffn_up.weight', D, F),
-  down: need('ffn_down.weight', F, D),
+export const llamaWeights = (c: ModelConfig) => ({
+  ...attentionWeights(c),
+  qBias: may('attn_q.bias', c.headDim * c.heads),
+  kBias: may('attn_k.bias', c.headDim * c.kvHeads),
+  vBias: may('attn_v.bias', c.headDim * c.kvHeads),
+  oBias: may('attn_output.bias', c.width),
+  ...mlpWeights(c),
 })
 
 export function llamaBlock(b: Build, x: Tensor, w: TensorsOf<ReturnType<typeof llamaWeights>>): Tensor {

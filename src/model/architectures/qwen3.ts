@@ -1,24 +1,13 @@
 /** Qwen 3: no biases, but an RMS norm over each query and key head before the rotation. */
-import { defineArchitecture, need } from '../architecture.ts'
+import { defineArchitecture } from '../architecture.ts'
 import { baseConfig } from '../config.ts'
+import { attentionWeights, headNormWeights, mlpWeights } from './weights.ts'
 
 export const qwen3 = defineArchitecture({
   name: 'qwen3',
   configure: (file) => baseConfig(file, 'neox'),
 
-  layerWeights: ({ width: D, heads: H, kvHeads: Hkv, headDim: d, ffWidth: F }) => ({
-    attnNorm: need('attn_norm.weight', D),
-    q: need('attn_q.weight', D, d * H),
-    k: need('attn_k.weight', D, d * Hkv),
-    v: need('attn_v.weight', D, d * Hkv),
-    o: need('attn_output.weight', d * H, D),
-    qNorm: need('attn_q_norm.weight', d),
-    kNorm: need('attn_k_norm.weight', d),
-    ffnNorm: need('ffn_norm.weight', D),
-    gate: need('ffn_gate.weight', D, F),
-    up: need('ffn_up.weight', D, F),
-    down: need('ffn_down.weight', F, D),
-  }),
+  layerWeights: (c) => ({ ...attentionWeights(c), ...headNormWeights(c), ...mlpWeights(c) }),
 
   block(b, x, w) {
     const h = b.norm(x, w.attnNorm) //                              [D, T]
