@@ -5,6 +5,7 @@
 import { UniformCache } from '../src/cache/uniform.ts'
 import { modelPath } from '../src/engine/options.ts'
 import { Sequence } from '../src/engine/sequence.ts'
+import { wantsTransposed } from '../src/executor/lower/choose.ts'
 import type { LoweringName } from '../src/executor/lower/lowering.ts'
 import { Executor } from '../src/executor/run.ts'
 import { cpuDevice } from '../src/ggml/device.ts'
@@ -129,7 +130,7 @@ async function compare(path: string, model: string, type: string, options: Parit
   await loadNative()
   using ours = await Model.load(path, () => ({ device: cpuDevice(), contextLength: CONTEXT }))
   const { layers, headDim, kvHeads, vocab } = ours.config
-  const valuesTransposed = lowering !== 'flash'
+  const valuesTransposed = wantsTransposed(lowering, 'f16', ours.device)
   using cache = new UniformCache(
     { layers, headDim, kvHeads, cells: CONTEXT, keyType: 'f16', valueType: 'f16', valuesTransposed },
     ours.device,

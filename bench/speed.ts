@@ -7,6 +7,7 @@ import { availableParallelism } from 'node:os'
 import { type CacheType, UniformCache } from '../src/cache/uniform.ts'
 import { modelPath } from '../src/engine/options.ts'
 import { Sequence } from '../src/engine/sequence.ts'
+import { wantsTransposed } from '../src/executor/lower/choose.ts'
 import type { LoweringName } from '../src/executor/lower/lowering.ts'
 import { Executor } from '../src/executor/run.ts'
 import { cpuDevice } from '../src/ggml/device.ts'
@@ -112,7 +113,7 @@ async function race(path: string, model: string, options: SpeedOptions, report: 
   await loadNative()
   using ours = await Model.load(path, () => ({ device: cpuDevice(), contextLength }))
   const { layers, headDim, kvHeads, vocab } = ours.config
-  const valuesTransposed = lowering !== 'flash' && type !== 'q8_0'
+  const valuesTransposed = wantsTransposed(lowering, type, ours.device)
   using cache = new UniformCache(
     { layers, headDim, kvHeads, cells: contextLength, keyType: type, valueType: type, valuesTransposed },
     ours.device,

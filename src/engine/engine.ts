@@ -9,10 +9,10 @@
 import { setImmediate } from 'node:timers/promises'
 import { type CacheShape, cacheBytes, UniformCache } from '../cache/uniform.ts'
 import { KvasirError } from '../contract/errors.ts'
+import { wantsTransposed } from '../executor/lower/choose.ts'
 import { Executor, scratchBytes } from '../executor/run.ts'
 import { deviceNamed, devices } from '../ggml/device.ts'
 import { loadNative } from '../ggml/library.ts'
-import { isQuantized } from '../ggml/types.ts'
 import type { ModelConfig } from '../model/config.ts'
 import { Model } from '../model/model.ts'
 import { Sampler } from '../model/sampling/sampler.ts'
@@ -68,7 +68,7 @@ export class Engine implements Disposable {
       cells: contextLength,
       keyType: complete.keyType,
       valueType: complete.valueType,
-      valuesTransposed: complete.lowering !== 'flash' && !isQuantized(complete.valueType) && device.kind === 'cpu',
+      valuesTransposed: wantsTransposed(complete.lowering, complete.valueType, device),
     })
     const loaded = await Model.load(modelPath(model), (config) => {
       contextLength = complete.contextLength ?? Math.min(config.contextLength, DEFAULT_CONTEXT)

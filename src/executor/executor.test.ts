@@ -14,8 +14,9 @@ import { f32, u32 } from '../ggml/gguf/index.ts'
 import { loadNative } from '../ggml/library.ts'
 import { toFloats } from '../ggml/numbers.ts'
 import { liveNatives } from '../ggml/owned.ts'
-import { isQuantized, rowBytes } from '../ggml/types.ts'
+import { rowBytes } from '../ggml/types.ts'
 import { Model } from '../model/model.ts'
+import { wantsTransposed } from './lower/choose.ts'
 import type { LoweringName } from './lower/lowering.ts'
 import { Executor } from './run.ts'
 
@@ -58,7 +59,7 @@ interface Bench extends Disposable {
 
 function bench(lowering: LoweringName = 'auto', type: CacheType = 'f16', threads = 1): Bench {
   const { layers, headDim, kvHeads } = model.config
-  const valuesTransposed = lowering !== 'flash' && !isQuantized(type)
+  const valuesTransposed = wantsTransposed(lowering, type, model.device)
   const shape = { layers, headDim, kvHeads, cells: CONTEXT, keyType: type, valueType: type, valuesTransposed }
   const cache = new UniformCache(shape, model.device)
   const executor = new Executor(model, cache, { threads, lowering })
@@ -205,8 +206,9 @@ describe('work items', () => {
 })
 
 describe('cache types', () => {
-  // Rounding of one stored number: f16 2^-11, bf16 2^-8, q8_0 1/254 of the largest of 32.
-  const bound: Record<CacheType, number> = { f32: 1e-4, f16: ROUNDING, bf16: 2e-2, q8_0: 3e-2 }
+  // Rounding of one stored number: f16 2^-11, bf16 2^-8, q8_0 1/254 of the largest of 32. Even f32 differs with the order of
+  // summation, since a last bit can tip what products with f16 weights round: 3e-4 where it was measured.
+  const bound: Record<CacheType, number> = { f32: 1e-3, f16: ROUNDING, bf16: 2e-2, q8_0: 3e-2 }
   for (const type of CACHE_TYPES)
     it(`${type}: prompt and decode steps stay near f32`, async () => {
       const want = await reference()

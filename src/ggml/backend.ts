@@ -2,16 +2,19 @@
  * Backends run graphs. A backend has one work buffer: it runs one graph at a time, which is checked here.
  */
 import { KvasirError } from '../contract/errors.ts'
-import { Context } from './context.ts'
+import { Context, type Memory } from './context.ts'
 import type { Pointer } from './declare.ts'
 import type { Device } from './device.ts'
 import type { Graph } from './graph.ts'
 import { cpu, ffi, native } from './library.ts'
-import { Owned } from './owned.ts'
+import { holdAll, Owned } from './owned.ts'
 import { ThreadPool } from './threadpool.ts'
 
 /** How a run ended. `aborted` leaves the backend usable and the graph's outputs undefined. */
 export type ComputeResult = 'done' | 'aborted'
+
+/** GGML_MAX_N_THREADS */
+const MOST_THREADS = 512
 
 export class Backend extends Owned {
   readonly device: Device
@@ -26,6 +29,8 @@ export class Backend extends Owned {
    *   threads for every graph. Its barriers spin: use one thread when something else wants the cores.
    */
   constructor(device: Device, threads = 1) {
+    if (!(Number.isSafeInteger(threads) && threads >= 1 && threads <= MOST_THREADS))
+      throw new KvasirError('INVALID_ARGUMENT', `${threads} threads: must be a whole number from 1 to ${MOST_THREADS}`)
     super('backend', ffi.ggml_backend_dev_init(device.ptr, null), `could not start device ${device.name}`)
     this.device = device
     this.threads = device.kind === 'cpu' ? threads : 0
@@ -63,7 +68,11 @@ export class Backend extends Owned {
 
 /** Memory for the intermediate tensors of graphs, and the way to run them. One graph at a time. */
 export interface Runner extends Disposable {
-  /** Gives memory to a graph's tensors. All inputs must be set again afterwards. @throws OUT_OF_MEMORY */
+  /**
+   * Gives memory to a graph's tensors, once. Graphs of one runner share its memory: all inputs must be set again before
+   * each run. A graph that needs more than there is takes new memory, and those before it are gone.
+   * @throws KvasirError OUT_OF_MEMORY, NATIVE_FAILED for a graph that has memory
+   */
   allocate(graph: Graph): void
   /** Blocks the thread until the graph has run. */
   run(graph: Graph): ComputeResult
@@ -77,7 +86,7 @@ export interface Runner extends Disposable {
 /** One backend and a graph allocator: the cheapest way, for work that one device can do alone. */
 export class SingleRunner extends Owned implements Runner {
   readonly backend: Backend
-  #busy = false
+  #memory = new GraphMemory()
 
   constructor(backend: Backend) {
     super('allocator', ffi.ggml_gallocr_new(backend.device.bufferType.ptr))
@@ -85,28 +94,36 @@ export class SingleRunner extends Owned implements Runner {
   }
 
   allocate(graph: Graph): void {
-    if (!ffi.ggml_gallocr_alloc_graph(this.ptr, graph.ptr))
-      throw new KvasirError(
-        'OUT_OF_MEMORY',
-        `no memory for the intermediate tensors of a graph of ${graph.nodes} nodes`,
-      )
+    checkFresh(graph)
+    const release = holdAll([this])
+    try {
+      const before = this.bytes
+      // Without `reserve`, a graph of as many nodes as the last would be laid out by the last one's plan, and where that
+      // computed in place, an op that cannot would overwrite what it reads.
+      const done = ffi.ggml_gallocr_reserve(this.ptr, graph.ptr) && ffi.ggml_gallocr_alloc_graph(this.ptr, graph.ptr)
+      if (!done || this.bytes !== before) this.#memory = this.#memory.replaced()
+      if (!done) throw noMemory(graph)
+      this.#memory.give(graph)
+    } finally {
+      release()
+    }
   }
 
   run(graph: Graph): ComputeResult {
-    this.#enter()
+    const leave = this.#enter(graph)
     try {
       return result(ffi.ggml_backend_graph_compute(this.backend.ptr, graph.ptr))
     } finally {
-      this.#busy = false
+      leave()
     }
   }
 
   async runAsync(graph: Graph): Promise<ComputeResult> {
-    this.#enter()
+    const leave = this.#enter(graph)
     try {
       return result(await later((done) => ffi.ggml_backend_graph_compute.async(this.backend.ptr, graph.ptr, done)))
     } finally {
-      this.#busy = false
+      leave()
     }
   }
 
@@ -118,52 +135,76 @@ export class SingleRunner extends Owned implements Runner {
     return ffi.ggml_gallocr_get_buffer_size(this.ptr, 0)
   }
 
-  #enter(): void {
-    if (this.#busy) throw new KvasirError('NATIVE_FAILED', 'this backend is already running a graph')
-    this.#busy = true
+  #enter(graph: Graph): () => void {
+    this.#memory.check(graph)
+    const leave = holdAll([this, this.backend, graph.ctx])
     this.backend.resume()
+    return leave
   }
 
   protected override free(ptr: Pointer): void {
+    this.#memory.disposed = true
     ffi.ggml_gallocr_free(ptr)
   }
 }
 
+/** GGML_SCHED_MAX_BACKENDS */
+const MOST_BACKENDS = 16
+
 /** Several backends, best first, the CPU last: ggml splits each graph by where its weights lie. */
 export class SplitRunner extends Owned implements Runner {
   readonly backends: readonly Backend[]
-  #busy = false
+  /** Bound of {@link Context.graphLoad} that it can take. */
+  readonly graphNodes: number
+  /** The scheduler runs the graph it allocated last, whichever it is asked to. */
+  #last: Graph | null = null
+  #memory = new GraphMemory()
 
+  /** @throws KvasirError INVALID_ARGUMENT when the last backend is not the CPU, or there are more than {@link MOST_BACKENDS} */
   constructor(backends: readonly Backend[], graphNodes: number) {
+    if (backends.at(-1)?.device.kind !== 'cpu' || backends.length > MOST_BACKENDS)
+      throw new KvasirError('INVALID_ARGUMENT', `a scheduler takes 1 to ${MOST_BACKENDS} backends, the CPU last`)
     const list = BigUint64Array.from(backends.map((b) => b.ptr))
     super('scheduler', ffi.ggml_backend_sched_new(list, null, backends.length, graphNodes, false, true))
     this.backends = backends
+    this.graphNodes = graphNodes
   }
 
   allocate(graph: Graph): void {
-    ffi.ggml_backend_sched_reset(this.ptr)
-    if (!ffi.ggml_backend_sched_alloc_graph(this.ptr, graph.ptr))
-      throw new KvasirError(
-        'OUT_OF_MEMORY',
-        `no memory for the intermediate tensors of a graph of ${graph.nodes} nodes`,
-      )
+    if (graph.ctx.graphLoad > this.graphNodes)
+      throw new KvasirError('CAPACITY', `a scheduler for ${this.graphNodes} nodes got ${graph.ctx.graphLoad} tensors`)
+    checkFresh(graph)
+    const release = holdAll([this])
+    try {
+      const before = this.bytes
+      this.#last = null
+      ffi.ggml_backend_sched_reset(this.ptr)
+      const done =
+        ffi.ggml_backend_sched_reserve(this.ptr, graph.ptr) && ffi.ggml_backend_sched_alloc_graph(this.ptr, graph.ptr)
+      if (!done || this.bytes !== before) this.#memory = this.#memory.replaced()
+      if (!done) throw noMemory(graph)
+      this.#memory.give(graph)
+      this.#last = graph
+    } finally {
+      release()
+    }
   }
 
   run(graph: Graph): ComputeResult {
-    this.#enter()
+    const leave = this.#enter(graph)
     try {
       return result(ffi.ggml_backend_sched_graph_compute(this.ptr, graph.ptr))
     } finally {
-      this.#busy = false
+      leave()
     }
   }
 
   async runAsync(graph: Graph): Promise<ComputeResult> {
-    this.#enter()
+    const leave = this.#enter(graph)
     try {
       return result(await later((done) => ffi.ggml_backend_sched_graph_compute.async(this.ptr, graph.ptr, done)))
     } finally {
-      this.#busy = false
+      leave()
     }
   }
 
@@ -175,15 +216,56 @@ export class SplitRunner extends Owned implements Runner {
     return this.backends.reduce((sum, b) => sum + ffi.ggml_backend_sched_get_buffer_size(this.ptr, b.ptr), 0)
   }
 
-  #enter(): void {
-    if (this.#busy) throw new KvasirError('NATIVE_FAILED', 'these backends are already running a graph')
-    this.#busy = true
+  #enter(graph: Graph): () => void {
+    this.#memory.check(graph)
+    if (graph !== this.#last)
+      throw new KvasirError('NATIVE_FAILED', 'another graph was allocated since: build this one anew')
+    const leave = holdAll([this, ...this.backends, graph.ctx])
     for (const b of this.backends) b.resume()
+    return leave
   }
 
   protected override free(ptr: Pointer): void {
+    this.#memory.disposed = true
     ffi.ggml_backend_sched_free(ptr)
   }
+}
+
+/** What one runner gave to graphs. Running a graph whose tensors have no memory, or no longer, would end the process. */
+class GraphMemory implements Memory {
+  disposed = false
+  readonly #nodes = new WeakMap<Graph, number>()
+
+  /** The next, after the allocator took other memory. */
+  replaced(): GraphMemory {
+    this.disposed = true
+    return new GraphMemory()
+  }
+
+  give(graph: Graph): void {
+    this.#nodes.set(graph, graph.nodes)
+    graph.ctx.graphMemory = this
+  }
+
+  check(graph: Graph): void {
+    const nodes = this.#nodes.get(graph)
+    if (nodes === graph.nodes) return
+    const why = nodes === undefined ? 'this runner did not allocate the graph' : 'the graph grew since it was allocated'
+    throw new KvasirError('NATIVE_FAILED', why)
+  }
+}
+
+/** ggml takes a tensor that has an address for someone else's: allocating a graph again would leave it where it was. */
+function checkFresh(graph: Graph): void {
+  graph.ctx.checkAlive()
+  if (graph.ctx.graphMemory) throw new KvasirError('NATIVE_FAILED', 'this graph has memory already: build it anew')
+}
+
+function noMemory(graph: Graph): KvasirError {
+  const message = `no memory for the intermediate tensors of a graph of ${graph.nodes} nodes`
+  // Some of its tensors may point into what was freed.
+  graph.ctx.graphMemory = { disposed: true }
+  return new KvasirError('OUT_OF_MEMORY', message)
 }
 
 function later(start: (done: (error: Error | null, status: number) => void) => void): Promise<number> {

@@ -41,6 +41,8 @@ export class Buffer extends Owned {
   /** Bytes taken. */
   readonly bytes: number
   readonly type: BufferType | null
+  /** Start of memory that someone else owns. */
+  #address: Pointer | null = null
 
   private constructor(ptr: Pointer | null, type: BufferType | null, failure: string) {
     super('buffer', ptr, failure)
@@ -53,21 +55,36 @@ export class Buffer extends Owned {
    * @throws KvasirError OUT_OF_MEMORY
    */
   static forContext(ctx: Context, type: BufferType): Buffer {
+    if (ctx.tensorCount === 0) throw new KvasirError('INVALID_ARGUMENT', 'a context without tensors needs no buffer')
     const ptr = ffi.ggml_backend_alloc_ctx_tensors_from_buft(ctx.ptr, type.ptr)
     if (ptr === null)
       throw new KvasirError('OUT_OF_MEMORY', `${type.name} could not allocate a buffer for ${ctx.tensorCount} tensors`)
     ctx.packed = type.isPacking
-    return new Buffer(ptr, type, '')
+    return (ctx.buffer = new Buffer(ptr, type, ''))
   }
 
   /** A buffer over memory that someone else owns (a mapped file); `address` must be a multiple of 32. */
   static overMemory(address: Pointer, bytes: number): Buffer {
     if (address % 32n) throw new KvasirError('INVALID_ARGUMENT', `address ${address} is no multiple of 32`)
-    return new Buffer(ffi.ggml_backend_cpu_buffer_from_ptr(address, bytes), null, 'no buffer over mapped memory')
+    const buffer = new Buffer(
+      ffi.ggml_backend_cpu_buffer_from_ptr(address, bytes),
+      null,
+      'no buffer over mapped memory',
+    )
+    buffer.#address = address
+    return buffer
   }
 
-  /** Binds one tensor to an address inside this buffer. */
+  /** Gives one tensor without memory an address inside this buffer over memory. @throws KvasirError INVALID_ARGUMENT */
   bind(t: Tensor, address: Pointer): void {
+    t.checkAlive()
+    const start = this.#address
+    if (start === null || address < start || address + BigInt(t.bytes) > start + BigInt(this.bytes))
+      throw new KvasirError(
+        'INVALID_ARGUMENT',
+        `a tensor of ${showBytes(t.bytes)} at ${address} is outside this buffer`,
+      )
+    if (t.hasMemory) throw new KvasirError('INVALID_ARGUMENT', 'this tensor has memory already')
     if (ffi.ggml_backend_tensor_alloc(this.ptr, t.ptr, address) !== 0)
       throw new KvasirError('NATIVE_FAILED', `could not bind a tensor of ${showBytes(t.bytes)}`)
   }
@@ -93,6 +110,7 @@ export class Buffer extends Owned {
  * the question, as llama.cpp asks it: without one, `supports_op` answers for plain memory.
  */
 export function supportsWeight(device: Pointer, type: BufferType, weight: Tensor, op: Tensor): boolean {
+  if (weight.hasMemory) throw new KvasirError('INVALID_ARGUMENT', 'supportsWeight: this weight has memory already')
   const empty = ffi.ggml_backend_buft_alloc_buffer(type.ptr, 0)
   if (empty === null) return false
   try {

@@ -16,6 +16,11 @@ export interface ContextSize {
   readonly graphNodes?: number
 }
 
+/** Where tensor data lies; once it is gone, the pointers in the headers are worthless. */
+export interface Memory {
+  readonly disposed: boolean
+}
+
 /** Objects in a context are padded to this; one header for the graph, and slack for alignment. */
 const SLACK_BYTES = 1024
 
@@ -23,8 +28,15 @@ export class Context extends Owned {
   readonly size: Required<ContextSize>
   /** True when its tensors lie in a repacking buffer: then only `mulMat` may read them. */
   packed = false
+  /** The buffer that all its tensors lie in, when there is one. */
+  buffer: Memory | null = null
+  /** What a runner gave the tensors of its graph. */
+  graphMemory: Memory | null = null
+  /** How often it was reset: tensors remember theirs. */
+  generation = 0
   #tensors = 0
   #foreign = 0
+  #hasGraph = false
 
   constructor(size: ContextSize) {
     const graphNodes = size.graphNodes ?? 0
@@ -45,8 +57,15 @@ export class Context extends Owned {
     return this.#tensors
   }
 
+  /** @throws KvasirError DISPOSED */
   checkAlive(): void {
     void this.ptr
+    if (this.buffer?.disposed) throw new KvasirError('DISPOSED', 'the buffer of this context was disposed of')
+    if (this.graphMemory?.disposed)
+      throw new KvasirError(
+        'DISPOSED',
+        "the runner that held this graph's memory was disposed of, or took more: build it anew",
+      )
   }
 
   /**
@@ -62,6 +81,18 @@ export class Context extends Owned {
     if (!Number.isSafeInteger(contiguous(type, ne)[3] * ne[3]))
       throw new ShapeError(`tensor: [${ne.join(', ')}] ${type} has more bytes than a safe integer holds`)
     return this.adopt(ffi.ggml_new_tensor_4d(this.reserve(), id, ...ne), type, ne)
+  }
+
+  /** Takes the room of the one graph. @throws KvasirError CAPACITY */
+  reserveGraph(): Pointer {
+    const ptr = this.ptr
+    if (!this.size.graphNodes || this.#hasGraph)
+      throw new KvasirError(
+        'CAPACITY',
+        `this context was made ${this.#hasGraph ? 'for one graph' : 'without room for a graph'}`,
+      )
+    this.#hasGraph = true
+    return ptr
   }
 
   /** Counts one more tensor and gives the context's address to make it with; `sources` may lie in other contexts. */
@@ -83,8 +114,11 @@ export class Context extends Owned {
   /** Drops all tensors and graphs, for reuse. Tensors made before must not be used any more. */
   reset(): void {
     ffi.ggml_reset(this.ptr)
+    this.generation++
     this.#tensors = 0
     this.#foreign = 0
+    this.#hasGraph = false
+    this.graphMemory = null
   }
 
   protected override free(ptr: Pointer): void {

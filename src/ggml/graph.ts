@@ -7,15 +7,20 @@ import type { Tensor } from './tensor.ts'
 
 export class Graph {
   readonly ctx: Context
-  readonly ptr: Pointer
+  readonly #ptr: Pointer
 
-  /** @throws KvasirError CAPACITY when the context was made without room for a graph. */
+  /** @throws KvasirError CAPACITY when the context has no room for a graph, or has one already. */
   constructor(ctx: Context) {
-    if (!ctx.size.graphNodes) throw new KvasirError('CAPACITY', 'this context was made without room for a graph')
-    const ptr = ffi.ggml_new_graph_custom(ctx.ptr, ctx.size.graphNodes, false)
+    const ptr = ffi.ggml_new_graph_custom(ctx.reserveGraph(), ctx.size.graphNodes, false)
     if (ptr === null) throw new KvasirError('NATIVE_FAILED', 'no graph: context memory ran out')
     this.ctx = ctx
-    this.ptr = ptr
+    this.#ptr = ptr
+  }
+
+  /** @throws KvasirError DISPOSED when its context is gone */
+  get ptr(): Pointer {
+    this.ctx.checkAlive()
+    return this.#ptr
   }
 
   /**
@@ -25,6 +30,7 @@ export class Graph {
   expand(output: Tensor): void {
     if (this.ctx.graphLoad > this.ctx.size.graphNodes)
       throw new KvasirError('CAPACITY', `a graph for ${this.ctx.size.graphNodes} nodes is full`)
+    output.checkAlive()
     ffi.ggml_build_forward_expand(this.ptr, output.ptr)
   }
 

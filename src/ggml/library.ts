@@ -4,7 +4,7 @@
  * Threads: `loadNative` must first be called on the main thread, before any worker loads the same libraries (ggml's
  * backend registry is not thread-safe).
  */
-import koffi from 'koffi'
+import koffi, { type LibraryHandle } from 'koffi'
 import { KvasirError } from '../contract/errors.ts'
 import { type Declared, declare, type NativeFunction, type Pointer } from './declare.ts'
 import { findNativeFiles, type NativeFiles } from './platform.ts'
@@ -48,9 +48,9 @@ function open(files: NativeFiles): NativeLibraries {
   if (loaded) return loaded
   // A failed check inside ggml forks a debugger for a backtrace unless told otherwise: ten times slower to die.
   process.env['GGML_NO_BACKTRACE'] ??= '1'
+  const base = load(files.base, files)
+  const ggml = load(files.ggml, files)
   koffi.struct('ggml_init_params', { mem_size: 'size_t', mem_buffer: 'void*', no_alloc: 'bool' })
-  const base = koffi.load(files.base)
-  const ggml = koffi.load(files.ggml)
   ffi = declare(base, BASE)
   registry = declare(ggml, REGISTRY)
   const silentLog = base.symbol('ggml_time_us') as unknown as Pointer
@@ -68,6 +68,15 @@ function open(files: NativeFiles): NativeLibraries {
     silentLog,
     readFlag: base.symbol('ggml_get_no_alloc') as unknown as Pointer,
     devices,
+  }
+}
+
+function load(path: string, files: NativeFiles): LibraryHandle {
+  try {
+    return koffi.load(path)
+  } catch (cause) {
+    const why = `${files.packageName} has a build that cannot be loaded here (${process.platform}-${process.arch})`
+    throw new KvasirError('NATIVE_MISSING', `${why}: ${(cause as Error).message}`, { files }, cause)
   }
 }
 

@@ -2,7 +2,7 @@
  * A file mapped read-only into memory: weights that stay in plain memory are used where they lie, and several processes
  * share their pages. POSIX only; elsewhere the caller reads the file instead.
  */
-import { closeSync, openSync } from 'node:fs'
+import { closeSync, fstatSync, openSync } from 'node:fs'
 import koffi from 'koffi'
 import { KvasirError } from '../contract/errors.ts'
 import type { Pointer } from './declare.ts'
@@ -28,6 +28,14 @@ function posix(): Libc {
   return libc
 }
 
+function open(path: string): number {
+  try {
+    return openSync(path, 'r')
+  } catch (cause) {
+    throw new KvasirError('GGUF_IO', `${path} could not be opened: ${(cause as Error).message}`, { file: path }, cause)
+  }
+}
+
 export const canMap = process.platform !== 'win32'
 
 export class Mapping extends Owned {
@@ -35,8 +43,12 @@ export class Mapping extends Owned {
 
   /** @throws KvasirError GGUF_IO when the file cannot be mapped. */
   constructor(path: string, bytes: number) {
-    const fd = openSync(path, 'r')
+    const fd = open(path)
     try {
+      // Touching a page behind the end of the file would end the process.
+      const size = fstatSync(fd).size
+      if (!(Number.isSafeInteger(bytes) && bytes > 0 && bytes <= size))
+        throw new KvasirError('GGUF_IO', `${path} has ${size} bytes; ${bytes} cannot be mapped`, { file: path })
       const address = posix().mmap(null, bytes, PROT_READ, MAP_PRIVATE, fd, 0)
       if (address === MAP_FAILED)
         throw new KvasirError('GGUF_IO', `${path} could not be mapped into memory`, { file: path })

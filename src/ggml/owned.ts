@@ -17,9 +17,28 @@ export function count(kind: string, by: 1 | -1): void {
   live.set(kind, (live.get(kind) ?? 0) + by)
 }
 
+/** Holds all of them or none; the result releases them. */
+export function holdAll(things: readonly Owned[]): () => void {
+  const held: Owned[] = []
+  const release = () => {
+    for (const t of held) t.release()
+  }
+  try {
+    for (const t of things) {
+      t.hold()
+      held.push(t)
+    }
+  } catch (error) {
+    release()
+    throw error
+  }
+  return release
+}
+
 export abstract class Owned implements Disposable {
   readonly kind: string
   #ptr: Pointer | null
+  #held = false
 
   constructor(kind: string, ptr: Pointer | null, failure = `${kind}: native call returned NULL`) {
     if (ptr === null) throw new KvasirError('NATIVE_FAILED', failure)
@@ -38,9 +57,22 @@ export abstract class Owned implements Disposable {
     return this.#ptr === null
   }
 
-  /** Frees the native object. A second call does nothing. */
+  /** Takes it for a running graph: nobody else may run with it or dispose of it. @throws KvasirError NATIVE_FAILED */
+  hold(): void {
+    if (this.#held) throw new KvasirError('NATIVE_FAILED', `this ${this.kind} is already running a graph`)
+    void this.ptr
+    this.#held = true
+  }
+
+  release(): void {
+    this.#held = false
+  }
+
+  /** Frees the native object. A second call does nothing. @throws KvasirError NATIVE_FAILED while a graph runs with it */
   [Symbol.dispose](): void {
     if (this.#ptr === null) return
+    if (this.#held)
+      throw new KvasirError('NATIVE_FAILED', `this ${this.kind} is running a graph: abort it and wait for its end`)
     const ptr = this.#ptr
     this.#ptr = null
     count(this.kind, -1)

@@ -74,8 +74,8 @@ export async function findNativeFiles(): Promise<NativeFiles> {
 
 async function bins(packageName: string): Promise<{ binsDir: string; packageVersion: string } | null> {
   try {
-    const carrier = (await import(packageName)) as { getBinsDir(): { binsDir: string; packageVersion: string } }
-    return carrier.getBinsDir()
+    const carrier = (await import(packageName)) as { getBinsDir?(): { binsDir: string; packageVersion: string } }
+    return carrier.getBinsDir?.() ?? null
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ERR_MODULE_NOT_FOUND') return null
     throw error

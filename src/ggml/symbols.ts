@@ -129,6 +129,7 @@ export const BASE = {
   ggml_backend_sched_new: 'void* (void*, void*, int, size_t, bool, bool)',
   ggml_backend_sched_free: 'void (void*)',
   ggml_backend_sched_reset: 'void (void*)',
+  ggml_backend_sched_reserve: 'bool (void*, void*)',
   ggml_backend_sched_alloc_graph: 'bool (void*, void*)',
   ggml_backend_sched_graph_compute: 'int (void*, void*)',
   ggml_backend_sched_get_buffer_size: 'size_t (void*, void*)',

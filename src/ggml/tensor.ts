@@ -15,6 +15,7 @@ export type Four = readonly [number, number, number, number]
 /** `struct ggml_tensor` (64 bit): offset of `data`; checked against the library by a test. */
 export const TENSOR_DATA_OFFSET = 248
 export const TENSOR_BUFFER_OFFSET = 8
+export const TENSOR_EXTRA_OFFSET = 320
 
 export class Tensor {
   /** The context that holds this tensor's header. */
@@ -25,6 +26,7 @@ export class Tensor {
   readonly ne: Four
   /** Bytes from one element to the next per dimension (for dimension 0: from one block to the next). */
   readonly nb: Four
+  readonly #generation: number
 
   constructor(ctx: Context, ptr: Pointer, type: GgmlType, ne: Four, nb: Four) {
     this.ctx = ctx
@@ -32,6 +34,14 @@ export class Tensor {
     this.type = type
     this.ne = ne
     this.nb = nb
+    this.#generation = ctx.generation
+  }
+
+  /** @throws KvasirError DISPOSED when its context or its buffer is gone, or the context was reset. */
+  checkAlive(): void {
+    this.ctx.checkAlive()
+    if (this.#generation !== this.ctx.generation)
+      throw new KvasirError('DISPOSED', `${show(this)} is from before its context was reset`)
   }
 
   get elements(): number {
@@ -59,18 +69,21 @@ export class Tensor {
 
   /** A name for messages and graph dumps. */
   named(name: string): this {
+    this.checkAlive()
     ffi.ggml_set_name(this.ptr, name)
     return this
   }
 
   /** Marks it as set from outside before each run. Its memory may be reused after its last reader. */
   asInput(): this {
+    this.checkAlive()
     ffi.ggml_set_input(this.ptr)
     return this
   }
 
   /** Keeps its memory from being reused within the graph, so that it can be read afterwards. */
   asOutput(): this {
+    this.checkAlive()
     ffi.ggml_set_output(this.ptr)
     return this
   }
@@ -83,6 +96,9 @@ export class Tensor {
     this.#checkRange(data.byteLength, offset)
     if (this.ctx.packed && (offset !== 0 || data.byteLength !== this.bytes))
       throw new KvasirError('NOT_SUPPORTED', `${show(this)} is a packed weight: it must be set whole`)
+    // Without traits CPU_REPACK cannot pack the type or shape, and would follow a null pointer.
+    if (this.ctx.packed && koffi.decode(this.ptr, TENSOR_EXTRA_OFFSET, 'void*') === null)
+      throw new KvasirError('NOT_SUPPORTED', `${show(this)} cannot be packed: ask supportsWeight first`)
     ffi.ggml_backend_tensor_set(this.ptr, data, offset, data.byteLength)
   }
 
@@ -107,11 +123,11 @@ export class Tensor {
 
   #checkRange(bytes: number, offset: number): void {
     if (!this.isContiguous) throw new ShapeError(`read or write: ${show(this)} is not contiguous`)
-    if (!(offset >= 0) || offset + bytes > this.bytes)
+    if (!(Number.isSafeInteger(offset) && offset >= 0 && offset + bytes <= this.bytes))
       throw new ShapeError(
         `read or write: bytes [${offset}, ${offset + bytes}) of ${show(this)}, which has ${this.bytes}`,
       )
-    this.ctx.checkAlive()
+    this.checkAlive()
     if (!this.hasMemory)
       throw new KvasirError('NATIVE_FAILED', `${show(this)} has no memory yet: allocate its context or graph first`)
   }
@@ -132,5 +148,6 @@ export function show(t: Tensor): string {
 
 /** Fills a shape up to four dimensions. */
 export function four(ne: readonly number[]): Four {
+  if (ne.length > 4) throw new ShapeError(`[${ne.join(', ')}] has more than four dimensions`)
   return [ne[0] ?? 1, ne[1] ?? 1, ne[2] ?? 1, ne[3] ?? 1]
 }

@@ -58,3 +58,21 @@ export function rowBytes(type: GgmlType, length: number): number {
 export function isQuantized(type: GgmlType): boolean {
   return GGML_TYPES[type].block > 1
 }
+
+const FLOATS: ReadonlySet<GgmlType> = new Set(['f32', 'f16', 'bf16'])
+
+/** Block types that ggml can quantise f32 rows to without an importance matrix. */
+const QUANTISABLE: ReadonlySet<GgmlType> = new Set([
+  ...(['q4_0', 'q4_1', 'q5_0', 'q5_1', 'q8_0', 'iq4_nl', 'mxfp4'] as const),
+  ...(['q2_K', 'q3_K', 'q4_K', 'q5_K', 'q6_K', 'iq4_xs'] as const),
+])
+
+/** Types that rows of f32 numbers can be converted to. */
+export function canHoldFloats(type: GgmlType): boolean {
+  return FLOATS.has(type) || QUANTISABLE.has(type)
+}
+
+/** Types that can be converted to f32. q8_1 and q8_K only hold activations inside products. */
+export function canBecomeFloats(type: GgmlType): boolean {
+  return FLOATS.has(type) || (isQuantized(type) && type !== 'q8_1' && type !== 'q8_K')
+}

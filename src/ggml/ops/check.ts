@@ -18,7 +18,7 @@ export function fail(op: string, operands: readonly (Tensor | null)[], rule: str
 export function readable(op: string, _c: Context, ...operands: readonly (Tensor | null)[]): void {
   for (const t of operands) {
     if (!t) continue
-    t.ctx.checkAlive()
+    t.checkAlive()
     if (t.ctx.packed) fail(op, operands, 'a packed weight can only be read by mulMat')
   }
 }
@@ -27,8 +27,17 @@ export function needType(op: string, t: Tensor, ...types: readonly GgmlType[]): 
   if (!types.includes(t.type)) fail(op, [t], `must be ${types.join(' or ')}`)
 }
 
+/** ggml's kernels ask for the stride of dimension 0 even where it has one element; {@link Tensor.isContiguous} does not. */
 export function needContiguous(op: string, t: Tensor): void {
-  if (!t.isContiguous) fail(op, [t], 'must be contiguous (use cont)')
+  if (!t.isContiguous || !t.hasDenseRows) fail(op, [t], 'must be contiguous (use cont)')
+}
+
+/** Contiguous, and with the strides of a new tensor in dimensions of one element too: some checks in C compare those. */
+export function needPacked(op: string, t: Tensor): void {
+  const { nb, ne } = t
+  needContiguous(op, t)
+  if (nb[2] !== nb[1] * ne[1] || nb[3] !== nb[2] * ne[2])
+    fail(op, [t], 'must have the strides of a new tensor (use cont)')
 }
 
 export function needDenseRows(op: string, t: Tensor): void {

@@ -2,8 +2,8 @@
 import type { Context } from '../context.ts'
 import { ffi } from '../library.ts'
 import type { Tensor } from '../tensor.ts'
-import { isQuantized } from '../types.ts'
-import { fail, needContiguous, needDenseRows, needType, readable, repeatsInto, sameShape } from './check.ts'
+import { canHoldFloats, isQuantized } from '../types.ts'
+import { fail, needContiguous, needDenseRows, needPacked, needType, readable, repeatsInto, sameShape } from './check.ts'
 
 type Binary = 'ggml_add' | 'ggml_sub' | 'ggml_mul' | 'ggml_div'
 
@@ -11,10 +11,14 @@ function binary(fn: Binary, c: Context, a: Tensor, b: Tensor): Tensor {
   const op = fn.slice(5)
   readable(op, c, a, b)
   if (!repeatsInto(a, b)) fail(op, [a, b], 'the second must repeat into the first')
-  if (isQuantized(a.type) && fn !== 'ggml_add') fail(op, [a, b], 'quantised operands can only be added to')
+  if (!canHoldFloats(a.type)) fail(op, [a, b], 'no arithmetic for this type')
+  if (isQuantized(a.type)) {
+    if (fn !== 'ggml_add') fail(op, [a, b], 'quantised operands can only be added to')
+    if (!sameShape(a, b) || !b.hasDenseRows)
+      fail(op, [a, b], 'beside a quantised operand the second must have its shape and dense rows')
+  }
   if (b.type !== a.type && b.type !== 'f32') fail(op, [a, b], "the second must be f32 or of the first's type")
   if (isQuantized(b.type)) fail(op, [a, b], 'the second must not be quantised')
-  if (a.type[0] === 'i') fail(op, [a, b], 'must be floating-point')
   needDenseRows(op, a)
   return c.adopt(ffi[fn](c.reserve(a, b), a.ptr, b.ptr), a.type, a.ne)
 }
@@ -28,7 +32,7 @@ export const div = (c: Context, a: Tensor, b: Tensor) => binary('ggml_div', c, a
 export function scale(c: Context, a: Tensor, factor: number, bias = 0): Tensor {
   readable('scale', c, a)
   needType('scale', a, 'f32')
-  needContiguous('scale', a)
+  needPacked('scale', a)
   const ptr =
     bias === 0 ? ffi.ggml_scale(c.reserve(a), a.ptr, factor) : ffi.ggml_scale_bias(c.reserve(a), a.ptr, factor, bias)
   return c.adopt(ptr, a.type, a.ne)
@@ -64,8 +68,8 @@ function gated(fn: 'ggml_swiglu_split' | 'ggml_geglu_split', c: Context, a: Tens
   readable(op, c, a, b)
   needType(op, a, 'f32', 'f16')
   if (!sameShape(a, b) || a.type !== b.type) fail(op, [a, b], 'must have one shape and type')
-  needContiguous(op, a)
-  needContiguous(op, b)
+  needPacked(op, a)
+  needPacked(op, b)
   return c.adopt(ffi[fn](c.reserve(a, b), a.ptr, b.ptr), a.type, a.ne)
 }
 
@@ -76,7 +80,7 @@ export const gegluSplit = (c: Context, gate: Tensor, up: Tensor) => gated('ggml_
 export function swiglu(c: Context, a: Tensor): Tensor {
   readable('swiglu', c, a)
   needType('swiglu', a, 'f32', 'f16')
-  needContiguous('swiglu', a)
+  needPacked('swiglu', a)
   if (a.ne[0] % 2) fail('swiglu', [a], 'rows must have an even length')
   return c.adopt(ffi.ggml_swiglu(c.reserve(a), a.ptr), a.type, [a.ne[0] / 2, a.ne[1], a.ne[2], a.ne[3]])
 }

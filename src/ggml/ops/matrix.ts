@@ -1,4 +1,5 @@
 /** Matrix products and norms. */
+import { ShapeError } from '../../contract/errors.ts'
 import type { Context } from '../context.ts'
 import { ffi } from '../library.ts'
 import type { Tensor } from '../tensor.ts'
@@ -11,15 +12,18 @@ const NOT_A_WEIGHT = new Set(['i8', 'i16', 'i32', 'i64', 'f64', 'q8_1', 'q8_K'])
  * `a` repeats over `b` in dimensions 2 and 3 (that is grouped-query attention). The only op that may read packed weights.
  */
 export function mulMat(c: Context, a: Tensor, b: Tensor): Tensor {
-  a.ctx.checkAlive()
+  a.checkAlive()
   readable('mulMat', c, b)
   if (a.ne[0] !== b.ne[0] || b.ne[2] % a.ne[2] || b.ne[3] % a.ne[3])
     fail('mulMat', [a, b], 'ne[0] must agree, ne[2] and ne[3] of the second be a multiple of the first')
   if (NOT_A_WEIGHT.has(a.type)) fail('mulMat', [a, b], 'no matrix product for this type')
-  if (b.type !== 'f32' && !(b.type === 'f16' && (a.type === 'f16' || a.type === 'f32')))
-    fail('mulMat', [a, b], 'the second must be f32 (or f16 beside an f16 or f32)')
+  if (b.type !== 'f32' && (b.type !== 'f16' || a.type !== 'f16'))
+    fail('mulMat', [a, b], 'the second must be f32 (or f16 beside an f16)')
   if (a.nb[0] > a.nb[1] || !a.hasDenseRows) fail('mulMat', [a, b], 'the first must not be transposed')
   needDenseRows('mulMat', b)
+  // CPU_REPACK reads rows four at a time as if they were contiguous; AMX knows only two dimensions.
+  if (a.ctx.packed && (b.type !== 'f32' || !b.isContiguous || b.ne[2] !== 1 || b.ne[3] !== 1))
+    fail('mulMat', [a, b], 'beside a packed weight the second must be a contiguous f32 matrix')
   return c.adopt(ffi.ggml_mul_mat(c.reserve(a, b), a.ptr, b.ptr), 'f32', [a.ne[1], b.ne[1], b.ne[2], b.ne[3]])
 }
 
@@ -39,11 +43,16 @@ export function outProd(c: Context, a: Tensor, b: Tensor): Tensor {
   return c.adopt(ffi.ggml_out_prod(c.reserve(a, b), a.ptr, b.ptr), 'f32', [a.ne[0], b.ne[0], b.ne[2], b.ne[3]])
 }
 
+function checkEpsilon(op: string, epsilon: number): void {
+  if (!(epsilon >= 0)) throw new ShapeError(`${op}: epsilon ${epsilon} must be 0 or more`)
+}
+
 /** x / sqrt(mean(x^2) + epsilon) along dimension 0, f32. */
 export function rmsNorm(c: Context, a: Tensor, epsilon: number): Tensor {
   readable('rmsNorm', c, a)
   needType('rmsNorm', a, 'f32')
   needDenseRows('rmsNorm', a)
+  checkEpsilon('rmsNorm', epsilon)
   return c.adopt(ffi.ggml_rms_norm(c.reserve(a), a.ptr, epsilon), 'f32', a.ne)
 }
 
@@ -52,5 +61,6 @@ export function layerNorm(c: Context, a: Tensor, epsilon: number): Tensor {
   readable('layerNorm', c, a)
   needType('layerNorm', a, 'f32')
   needDenseRows('layerNorm', a)
+  checkEpsilon('layerNorm', epsilon)
   return c.adopt(ffi.ggml_norm(c.reserve(a), a.ptr, epsilon), 'f32', a.ne)
 }
