@@ -32,8 +32,8 @@ interface Slot {
   readonly runner: Runner
   graph: StepGraph | null
   lastMs: number
-  /** Null: always all threads. */
-  readonly chooser: ThreadChooser | null
+  /** Without one it gets all threads. */
+  readonly chooser?: ThreadChooser
 }
 
 /**
@@ -69,9 +69,11 @@ export class Executor implements Disposable {
           : new SplitRunner(this.#backends, 2 * graphNodes(model.config.layers)),
       graph: null,
       lastMs: Number.POSITIVE_INFINITY,
-      chooser: options.threads > 1 && options.lowering !== 'flash' ? new ThreadChooser(options.threads) : null,
     })
-    this.#slots = { chunk: slot(), short: slot(), decode: slot() }
+    // Chunks compute so much between two barriers that all threads pay.
+    const chooses = options.threads > 1 && options.lowering !== 'flash'
+    const choosing = (): Slot => ({ ...slot(), ...(chooses ? { chooser: new ThreadChooser(options.threads) } : {}) })
+    this.#slots = { chunk: slot(), short: choosing(), decode: choosing() }
   }
 
   /** Bytes held for intermediate tensors. */
@@ -95,7 +97,7 @@ export class Executor implements Disposable {
     const graph = this.#graphFor(slot, this.#shapeOf(item))
     feed(graph, item, this.cache, this.model.config)
 
-    if (slot.chooser) for (const b of this.#backends) b.useThreads(slot.chooser.threads)
+    for (const b of this.#backends) b.useThreads(slot.chooser?.threads ?? this.options.threads)
     const computeStart = performance.now()
     const inline = slot.lastMs < INLINE_MS
     const result = inline ? slot.runner.run(graph.graph) : await this.#runAsync(slot.runner, graph, signal)

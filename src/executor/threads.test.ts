@@ -23,16 +23,16 @@ test('short steps end with the count that is fastest', () => {
 test('counts that are clearly too small are not tried', () => {
   const used = drive(new ThreadChooser(16), 200, (n) => 160 / n)
   assert.deepEqual([...used.keys()], [16, 8])
-  assert.ok(used.get(8)! <= 3, JSON.stringify([...used]))
+  assert.ok(used.get(8)! <= 6, JSON.stringify([...used]))
 })
 
 test('a machine on which threads wait for a busy core is noticed within a few steps', () => {
-  const used = drive(new ThreadChooser(2), 20, (n) => (n === 2 ? 350 : 1))
+  const used = drive(new ThreadChooser(2), 24, (n) => (n === 2 ? 350 : 1))
   assert.deepEqual(
     [...used],
     [
-      [2, 2],
-      [1, 18],
+      [2, 4],
+      [1, 20],
     ],
   )
 })
@@ -43,4 +43,11 @@ test('a change of the machine is noticed', () => {
   assert.equal(chooser.threads, 1)
   drive(chooser, 600, (n) => (n === 2 ? 0.6 : 1))
   assert.equal(chooser.threads, 2)
+})
+
+test('single slow runs change nothing', () => {
+  const chooser = new ThreadChooser(2)
+  let step = 0
+  const used = drive(chooser, 400, (n) => (++step % 5 === 0 ? 40 : n === 2 ? 0.6 : 1))
+  assert.ok(used.get(2)! > 380, JSON.stringify([...used]))
 })
