@@ -220,9 +220,9 @@ function compute(
 /** In the layout that values have in the engine with this lowering. */
 function asKvasir(c: Context, cache: StoredCache, q: Tensor, mask: Tensor, name: LoweringName): Tensor {
   const transposed = wantsTransposed(name, cache.type, cpuDevice()) ? cache.valuesTransposed : null
-  const lower = chooseLowering(name, q.ne[2], transposed !== null)
-  return lower(c, {
-    ...{ q, keys: cache.keys, mask, scale: SCALE, softcap: 0 },
+  const lowering = chooseLowering(name, q.ne[2], transposed !== null)
+  return lowering.attend(c, {
+    ...{ q, keys: cache.keys, mask: lowering.mask(c, mask, H), scale: SCALE, softcap: 0 },
     ...{ values: transposed ?? cache.values, valuesTransposed: transposed !== null },
   })
 }

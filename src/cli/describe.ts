@@ -9,6 +9,7 @@ import { GGML_TYPES } from '../ggml/types.ts'
 import type { Architecture } from '../model/architecture.ts'
 import { architectureNamed } from '../model/architectures/index.ts'
 import type { ModelConfig } from '../model/config.ts'
+import { placementOf } from '../model/weights/load.ts'
 import { type PlacedWeight, placeWeights } from '../model/weights/place.ts'
 
 /** Names are those of the CLI's JSON. Null: the file does not say. */
@@ -67,7 +68,7 @@ export async function describe(path: string, deviceName?: string): Promise<Descr
   const runnable = await tryToPlace(file, deviceName)
   const fields = fieldsOf(file, 'config' in runnable ? runnable.config : null)
   const tensors = [...file.tensors.values()]
-  const places = 'config' in runnable ? placement(runnable.placed) : null
+  const places = 'config' in runnable ? placementOf(runnable.placed) : null
   return {
     file: path,
     bytes: file.totalBytes,
@@ -179,20 +180,6 @@ function text(metadata: GgufMetadata, key: string): string | null {
 function number(metadata: GgufMetadata, key: string): number | null {
   const value = metadata.raw(key)?.value
   return typeof value === 'number' ? value : null
-}
-
-function placement(placed: readonly PlacedWeight[]) {
-  const plain = canMap ? 'mapped file' : 'host memory'
-  // Tied embeddings are used twice; in the mapped file they are one tensor.
-  const seen = new Set<string>()
-  const items = placed.flatMap((p) => {
-    const key = p.type?.name ?? plain
-    const id = `${key} ${p.tensor.name}`
-    if (seen.has(id)) return []
-    seen.add(id)
-    return { key, bytes: p.bytes || p.tensor.bytes }
-  })
-  return countBy(items).map(({ key, ...rest }) => ({ where: key, ...rest }))
 }
 
 function memory(config: ModelConfig, weights: number): MemoryRow[] {

@@ -33,8 +33,9 @@ export interface GraphShape {
   readonly lowering: LoweringName
 }
 
-export function shapeKey(s: GraphShape): string {
-  return `${s.rows} ${s.keys} ${s.from}-${s.to} ${s.input} ${s.logits} ${s.hidden} ${s.blockAt} ${s.lowering}`
+export function sameShape(a: GraphShape, b: GraphShape): boolean {
+  for (const key in a) if (a[key as keyof GraphShape] !== b[key as keyof GraphShape]) return false
+  return true
 }
 
 /** Rows from which on transposed values are stored as a block, when their cells are consecutive. */
@@ -91,17 +92,21 @@ export function buildGraph(model: Model, cache: UniformCache, shape: GraphShape)
       windowMask: config.window ? c.tensor('f16', n, T).asInput() : null,
       outputRows: shape.logits > 0 && shape.logits < T ? c.tensor('i32', shape.logits).asInput() : null,
     }
-    const lower = chooseLowering(shape.lowering, T, cache.shape.valuesTransposed)
+    const lowering = chooseLowering(shape.lowering, T, cache.shape.valuesTransposed)
+    const masks = {
+      all: lowering.mask(c, inputs.mask, config.heads),
+      window: inputs.windowMask && lowering.mask(c, inputs.windowMask, config.heads),
+    }
 
     const attend: Attend = (layer, q, k, v, scale) => {
       graph.expand(storeKeys(c, cache.arena(layer, 'keys'), k, inputs.cells))
       graph.expand(storeValues(c, cache, layer, v, inputs.cells, inputs.valueElements, shape.blockAt))
-      return lower(c, {
+      return lowering.attend(c, {
         q,
         keys: cache.keys(c, layer, n),
         values: cache.values(c, layer, n),
         valuesTransposed: cache.shape.valuesTransposed,
-        mask: (isWindowed(config, layer) && inputs.windowMask) || inputs.mask,
+        mask: (isWindowed(config, layer) && masks.window) || masks.all,
         scale,
         softcap: config.attentionSoftcap,
       })

@@ -10,7 +10,7 @@ import { cpuDevice } from '../ggml/device.ts'
 import type { ModelConfig } from '../model/config.ts'
 import type { Model } from '../model/model.ts'
 import { feed } from './feed.ts'
-import { BLOCK_STORE_ROWS, buildGraph, type GraphShape, graphNodes, type StepGraph, shapeKey } from './graph.ts'
+import { BLOCK_STORE_ROWS, buildGraph, type GraphShape, graphNodes, type StepGraph, sameShape } from './graph.ts'
 import { TILE_ROWS } from './lower/flash.ts'
 import type { LoweringName } from './lower/lowering.ts'
 import { ThreadChooser } from './threads.ts'
@@ -144,7 +144,7 @@ export class Executor implements Disposable {
   }
 
   #graphFor(slot: Slot, shape: GraphShape): StepGraph {
-    if (slot.graph && shapeKey(slot.graph.shape) === shapeKey(shape)) return slot.graph
+    if (slot.graph && sameShape(slot.graph.shape, shape)) return slot.graph
     slot.graph?.context.dispose()
     slot.graph = null
     slot.lastMs = Number.POSITIVE_INFINITY

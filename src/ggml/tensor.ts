@@ -27,6 +27,7 @@ export class Tensor {
   /** Bytes from one element to the next per dimension (for dimension 0: from one block to the next). */
   readonly nb: Four
   readonly #generation: number
+  #hasMemory = false
 
   constructor(ctx: Context, ptr: Pointer, type: GgmlType, ne: Four, nb: Four) {
     this.ctx = ctx
@@ -58,8 +59,13 @@ export class Tensor {
   }
 
   get isContiguous(): boolean {
-    const packed = contiguous(this.type, this.ne)
-    return this.ne.every((n, i) => n === 1 || this.nb[i] === packed[i])
+    const { ne, nb } = this
+    let packed = rowBytes(this.type, ne[0])
+    if (ne[0] !== 1 && nb[0] !== GGML_TYPES[this.type].bytes) return false
+    if (ne[1] !== 1 && nb[1] !== packed) return false
+    packed *= ne[1]
+    if (ne[2] !== 1 && nb[2] !== packed) return false
+    return ne[3] === 1 || nb[3] === packed * ne[2]
   }
 
   /** Whether the elements of a row lie next to each other. */
@@ -112,7 +118,8 @@ export class Tensor {
 
   /** Whether its context or graph was allocated; an input that no node of the graph reads gets no memory. */
   get hasMemory(): boolean {
-    return koffi.decode(this.ptr, TENSOR_DATA_OFFSET, 'void*') !== null
+    // Once given, it stays until the context, the graph or the buffer goes, which checkAlive sees.
+    return (this.#hasMemory ||= koffi.decode(this.ptr, TENSOR_DATA_OFFSET, 'void*') !== null)
   }
 
   /** All elements of a contiguous f32 tensor. */

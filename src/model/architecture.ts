@@ -16,10 +16,29 @@ export interface WeightSpec<Optional extends boolean = boolean> {
 
 export type WeightSpecs = Readonly<Record<string, WeightSpec>>
 
-/** The tensors of a set of specs; an optional one is null when the file has none. */
+/**
+ * Weights that are multiplied with the same rows, and so can lie in one tensor, row behind row: one product does the work of
+ * several. Where that is not possible (other types, a mapped file that is too large to copy) they stay apart.
+ */
+export const STACKS = {
+  qkv: ['q', 'k', 'v'],
+  qkvBias: ['qBias', 'kBias', 'vBias'],
+  gateUp: ['gate', 'up'],
+} as const satisfies Record<string, readonly string[]>
+
+export type StackName = keyof typeof STACKS
+
+type Stacked = (typeof STACKS)[StackName][number]
+
+/**
+ * The tensors of a set of specs. An optional one is null when the file has none; one that can be part of a stack is undefined
+ * when it is.
+ */
 export type TensorsOf<S extends WeightSpecs> = {
-  readonly [K in keyof S]: S[K] extends WeightSpec<false> ? Tensor : Tensor | null
-}
+  readonly [K in keyof S]:
+    | (K extends Stacked ? Tensor | undefined : Tensor)
+    | (S[K] extends WeightSpec<false> ? never : null)
+} & { readonly [K in StackName]?: Tensor }
 
 export const need = (name: string, ...ne: number[]): WeightSpec<false> => ({ name, ne, optional: false })
 export const may = (name: string, ...ne: number[]): WeightSpec<true> => ({ name, ne, optional: true })

@@ -13,6 +13,28 @@ import { type ModelConfig, ropeOf } from './config.ts'
  */
 export type Attend = (layer: number, q: Tensor, k: Tensor, v: Tensor, scale: number) => Tensor
 
+/** Query, key and value projections: stacked, or one by one. */
+export interface QkvWeights {
+  /** [D, d * (H + 2 Hkv)] */
+  readonly qkv?: Tensor | undefined
+  readonly qkvBias?: Tensor | undefined
+  readonly q?: Tensor | undefined
+  readonly k?: Tensor | undefined
+  readonly v?: Tensor | undefined
+  readonly qBias?: Tensor | null | undefined
+  readonly kBias?: Tensor | null | undefined
+  readonly vBias?: Tensor | null | undefined
+}
+
+/** A gated MLP: gate and up stacked, or one by one. */
+export interface MlpWeights {
+  /** [D, 2 F] */
+  readonly gateUp?: Tensor | undefined
+  readonly gate?: Tensor | undefined
+  readonly up?: Tensor | undefined
+  readonly down: Tensor
+}
+
 export class Build {
   readonly c: Context
   readonly config: ModelConfig
@@ -46,7 +68,7 @@ export class Build {
   }
 
   /** weight [in, out] x [in, T] (+ bias) -> [out, T] */
-  linear(x: Tensor, weight: Tensor, bias: Tensor | null = null): Tensor {
+  linear(x: Tensor, weight: Tensor, bias?: Tensor | null): Tensor {
     const y = ops.mulMat(this.c, weight, x)
     return bias ? ops.add(this.c, y, bias) : y
   }
@@ -88,21 +110,51 @@ export class Build {
     return rows.map((x) => ops.getRows(this.c, x, ids)) as unknown as T
   }
 
+  /** The projections of rows h, not rotated: q [d, H, T], k and v [d, Hkv, T]. One product where they are stacked. */
+  qkv(h: Tensor, w: QkvWeights): { readonly q: Tensor; readonly k: Tensor; readonly v: Tensor } {
+    const { heads: H, kvHeads: Hkv } = this.config
+    if (!w.qkv)
+      return {
+        q: this.heads(this.linear(h, w.q!, w.qBias)),
+        k: this.heads(this.linear(h, w.k!, w.kBias)),
+        v: this.heads(this.linear(h, w.v!, w.vBias)),
+      }
+    const all = this.linear(h, w.qkv, w.qkvBias) // [d * (H + 2 Hkv), T]
+    return {
+      q: this.headRange(all, 0, H),
+      k: this.headRange(all, H, Hkv),
+      v: this.headRange(all, H + Hkv, Hkv),
+    }
+  }
+
+  /** The same with q and k rotated, in one go where they are stacked. */
+  rotatedQkv(h: Tensor, w: QkvWeights): { readonly q: Tensor; readonly k: Tensor; readonly v: Tensor } {
+    const { heads: H, kvHeads: Hkv, headDim: d } = this.config
+    if (!w.qkv) {
+      const { q, k, v } = this.qkv(h, w)
+      return { q: this.rope(q), k: this.rope(k), v }
+    }
+    const all = this.linear(h, w.qkv, w.qkvBias) //              [d * (H + 2 Hkv), T]
+    const qk = this.rope(this.headRange(all, 0, H + Hkv)) //      [d, H + Hkv, T]
+    const part = (first: number, count: number) =>
+      ops.view(this.c, qk, [d, count, qk.ne[2]], [qk.nb[1], qk.nb[2]], first * qk.nb[1])
+    return { q: part(0, H), k: part(H, Hkv), v: this.headRange(all, H + Hkv, Hkv) }
+  }
+
   /** down(silu(gate(x)) * up(x)) */
-  swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor): Tensor {
-    const h = ops.swigluSplit(this.c, ops.mulMat(this.c, gate, x), ops.mulMat(this.c, up, x))
-    return ops.mulMat(this.c, down, h)
+  swiglu(x: Tensor, w: MlpWeights): Tensor {
+    const h = w.gateUp
+      ? ops.swiglu(this.c, ops.mulMat(this.c, w.gateUp, x))
+      : ops.swigluSplit(this.c, ops.mulMat(this.c, w.gate!, x), ops.mulMat(this.c, w.up!, x))
+    return ops.mulMat(this.c, w.down, h)
   }
 
   /** down(gelu(gate(x)) * up(x)) */
-  geglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor): Tensor {
-    const h = ops.gegluSplit(this.c, ops.mulMat(this.c, gate, x), ops.mulMat(this.c, up, x))
-    return ops.mulMat(this.c, down, h)
-  }
-
-  /** down(silu(first half) * second half), of gateUp(x) [2F, T] */
-  packedSwiglu(x: Tensor, gateUp: Tensor, down: Tensor): Tensor {
-    return ops.mulMat(this.c, down, ops.swiglu(this.c, ops.mulMat(this.c, gateUp, x)))
+  geglu(x: Tensor, w: MlpWeights): Tensor {
+    const h = w.gateUp
+      ? ops.geglu(this.c, ops.mulMat(this.c, w.gateUp, x))
+      : ops.gegluSplit(this.c, ops.mulMat(this.c, w.gate!, x), ops.mulMat(this.c, w.up!, x))
+    return ops.mulMat(this.c, w.down, h)
   }
 
   /** limit * tanh(x / limit) */

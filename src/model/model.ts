@@ -9,8 +9,8 @@ import { architectureNamed } from './architectures/index.ts'
 import type { ModelConfig } from './config.ts'
 import { checkFits, type MemoryNeed } from './memory.ts'
 import { Tokenizer } from './tokenizer/tokenizer.ts'
-import { type LoadProgress, Weights } from './weights/load.ts'
-import { type PlacedWeight, placeWeights } from './weights/place.ts'
+import { type LoadProgress, placedBytes, Weights } from './weights/load.ts'
+import { placeWeights } from './weights/place.ts'
 
 export interface ModelOptions {
   readonly device: Device
@@ -90,11 +90,4 @@ export class Model implements Disposable {
     this.weights[Symbol.dispose]()
     this.tokenizer.dispose()
   }
-}
-
-/** Bytes that weights take: packed copies, and the pages of the mapped file that stay in use, each once. */
-export function placedBytes(placed: readonly PlacedWeight[]): number {
-  const mapped = new Map(placed.filter((p) => !p.type).map((p) => [p.tensor.name, p.tensor.bytes]))
-  const packed = placed.reduce((sum, p) => sum + (p.type ? p.bytes : 0), 0)
-  return packed + [...mapped.values()].reduce((sum, bytes) => sum + bytes, 0)
 }

@@ -11,18 +11,22 @@ import type { Lowering } from './lowering.ts'
 /** ggml's CPU kernel works in tiles from this many queries on. */
 export const TILE_ROWS = 64
 
-export const flash: Lowering = (c, a) => {
-  const T = a.q.ne[2]
-  const q = ops.permute(c, a.q, 0, 2, 1, 3) //                        f32 [d, T, H]
-  let k = a.keys //                                                   [d, n, Hkv]
-  let v = a.valuesTransposed ? rowMajor(c, a.values) : a.values //    [d, n, Hkv]
-  const tiles = k.type === v.type && (k.type === 'f16' || k.type === 'f32')
-  if (T >= TILE_ROWS && !tiles) {
-    k = k.type === 'f32' ? k : ops.cast(c, k, 'f32')
-    v = v.type === 'f32' ? v : ops.cast(c, v, 'f32')
-  }
-  const o = ops.flashAttention(c, q, k, v, a.mask, a.scale, a.softcap) // f32 [d, H, T]
-  return ops.reshape(c, o, o.ne[0] * o.ne[1], T)
+export const flash: Lowering = {
+  mask: (_, mask) => mask,
+
+  attend(c, a) {
+    const T = a.q.ne[2]
+    const q = ops.permute(c, a.q, 0, 2, 1, 3) //                        f32 [d, T, H]
+    let k = a.keys //                                                   [d, n, Hkv]
+    let v = a.valuesTransposed ? rowMajor(c, a.values) : a.values //    [d, n, Hkv]
+    const tiles = k.type === v.type && (k.type === 'f16' || k.type === 'f32')
+    if (T >= TILE_ROWS && !tiles) {
+      k = k.type === 'f32' ? k : ops.cast(c, k, 'f32')
+      v = v.type === 'f32' ? v : ops.cast(c, v, 'f32')
+    }
+    const o = ops.flashAttention(c, q, k, v, a.mask, a.scale, a.softcap) // f32 [d, H, T]
+    return ops.reshape(c, o, o.ne[0] * o.ne[1], T)
+  },
 }
 
 /** [n, d, Hkv] -> [d, n, Hkv] */

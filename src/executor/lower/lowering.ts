@@ -14,15 +14,19 @@ export interface AttentionInputs {
   /** [d, n, Hkv], or [n, d, Hkv] when transposed. */
   readonly values: Tensor
   readonly valuesTransposed: boolean
-  /** f16 [n, T], 0 or -inf */
+  /** What {@link Lowering.mask} made of the mask. */
   readonly mask: Tensor
   readonly scale: number
   /** Scores are limited to +-this; 0: not. */
   readonly softcap: number
 }
 
-/** -> f32 [d * H, T] */
-export type Lowering = (c: Context, a: AttentionInputs) => Tensor
+export interface Lowering {
+  /** Brings a mask, f16 [n, T] of 0 and -inf, into the form that `attend` reads; once for all layers of a graph. */
+  readonly mask: (c: Context, mask: Tensor, heads: number) => Tensor
+  /** -> f32 [d * H, T] */
+  readonly attend: (c: Context, a: AttentionInputs) => Tensor
+}
 
 /** `auto` picks by what is exact and fast for the step at hand; `flash` is what libllama does. */
 export const LOWERINGS = ['auto', 'flash', 'grouped'] as const

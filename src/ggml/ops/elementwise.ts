@@ -76,11 +76,15 @@ function gated(fn: 'ggml_swiglu_split' | 'ggml_geglu_split', c: Context, a: Tens
 export const swigluSplit = (c: Context, gate: Tensor, up: Tensor) => gated('ggml_swiglu_split', c, gate, up)
 export const gegluSplit = (c: Context, gate: Tensor, up: Tensor) => gated('ggml_geglu_split', c, gate, up)
 
-/** silu(first half of each row) * second half: [2F, T] -> [F, T]. */
-export function swiglu(c: Context, a: Tensor): Tensor {
-  readable('swiglu', c, a)
-  needType('swiglu', a, 'f32', 'f16')
-  needPacked('swiglu', a)
-  if (a.ne[0] % 2) fail('swiglu', [a], 'rows must have an even length')
-  return c.adopt(ffi.ggml_swiglu(c.reserve(a), a.ptr), a.type, [a.ne[0] / 2, a.ne[1], a.ne[2], a.ne[3]])
+/** activation(first half of each row) * second half: [2F, T] -> [F, T]. */
+function gatedHalves(fn: 'ggml_swiglu' | 'ggml_geglu', c: Context, a: Tensor): Tensor {
+  const op = fn.slice(5)
+  readable(op, c, a)
+  needType(op, a, 'f32', 'f16')
+  needPacked(op, a)
+  if (a.ne[0] % 2) fail(op, [a], 'rows must have an even length')
+  return c.adopt(ffi[fn](c.reserve(a), a.ptr), a.type, [a.ne[0] / 2, a.ne[1], a.ne[2], a.ne[3]])
 }
+
+export const swiglu = (c: Context, a: Tensor) => gatedHalves('ggml_swiglu', c, a)
+export const geglu = (c: Context, a: Tensor) => gatedHalves('ggml_geglu', c, a)

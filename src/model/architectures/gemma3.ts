@@ -36,13 +36,12 @@ export const gemma3 = defineArchitecture({
 
   block(b, x, w) {
     const h = b.norm(x, w.attnNorm) //                              [D, T]
-    const q = b.scale(b.rope(b.norm(b.heads(b.linear(h, w.q)), w.qNorm)), b.config.attentionScale) // [d, H, T]
-    const k = b.rope(b.norm(b.heads(b.linear(h, w.k)), w.kNorm)) // [d, Hkv, T]
-    const v = b.heads(b.linear(h, w.v)) //                          [d, Hkv, T]
-    const a = b.linear(b.attend(q, k, v, 1), w.o) //                [D, T]
+    const { q, k, v } = b.qkv(h, w) //                              [d, H, T], [d, Hkv, T], [d, Hkv, T]
+    const scaled = b.scale(b.rope(b.norm(q, w.qNorm)), b.config.attentionScale) // [d, H, T]
+    const a = b.linear(b.attend(scaled, b.rope(b.norm(k, w.kNorm)), v, 1), w.o) // [D, T]
     const [attended, residual] = b.outputRowsOnly(a, x)
     const y = b.add(b.norm(attended, w.attnPostNorm), residual)
-    const m = b.geglu(b.norm(y, w.ffnNorm), w.gate, w.up, w.down)
+    const m = b.geglu(b.norm(y, w.ffnNorm), w)
     return b.add(b.norm(m, w.ffnPostNorm), y)
   },
 })

@@ -17,13 +17,11 @@ export const llamaWeights = (c: ModelConfig) => ({
 
 export function llamaBlock(b: Build, x: Tensor, w: TensorsOf<ReturnType<typeof llamaWeights>>): Tensor {
   const h = b.norm(x, w.attnNorm) //                              [D, T]
-  const q = b.rope(b.heads(b.linear(h, w.q, w.qBias))) //         [d, H, T]
-  const k = b.rope(b.heads(b.linear(h, w.k, w.kBias))) //         [d, Hkv, T]
-  const v = b.heads(b.linear(h, w.v, w.vBias)) //                 [d, Hkv, T]
+  const { q, k, v } = b.rotatedQkv(h, w) //                       [d, H, T], [d, Hkv, T], [d, Hkv, T]
   const a = b.linear(b.attend(q, k, v), w.o, w.oBias) //          [D, T]
   const [attended, residual] = b.outputRowsOnly(a, x)
   const y = b.add(attended, residual)
-  return b.add(b.swiglu(b.norm(y, w.ffnNorm), w.gate, w.up, w.down), y)
+  return b.add(b.swiglu(b.norm(y, w.ffnNorm), w), y)
 }
 
 export const llama = defineArchitecture({

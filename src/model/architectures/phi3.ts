@@ -19,14 +19,11 @@ export const phi3 = defineArchitecture({
   }),
 
   block(b, x, w) {
-    const { heads: H, kvHeads: Hkv, attentionScale } = b.config
-    const qkv = b.linear(b.norm(x, w.attnNorm), w.qkv) //           [d * (H + 2 Hkv), T]
-    const q = b.scale(b.rope(b.headRange(qkv, 0, H)), attentionScale) // [d, H, T]
-    const k = b.rope(b.headRange(qkv, H, Hkv)) //                   [d, Hkv, T]
-    const v = b.headRange(qkv, H + Hkv, Hkv) //                     [d, Hkv, T]
-    const a = b.linear(b.attend(q, k, v, 1), w.o) //                [D, T]
+    const { q, k, v } = b.qkv(b.norm(x, w.attnNorm), w) //          [d, H, T], [d, Hkv, T], [d, Hkv, T]
+    const scaled = b.scale(b.rope(q), b.config.attentionScale) //   [d, H, T]
+    const a = b.linear(b.attend(scaled, b.rope(k), v, 1), w.o) //   [D, T]
     const [attended, residual] = b.outputRowsOnly(a, x)
     const y = b.add(attended, residual)
-    return b.add(y, b.packedSwiglu(b.norm(y, w.ffnNorm), w.gateUp, w.down))
+    return b.add(y, b.swiglu(b.norm(y, w.ffnNorm), w))
   },
 })

@@ -11,12 +11,11 @@ export const qwen3 = defineArchitecture({
 
   block(b, x, w) {
     const h = b.norm(x, w.attnNorm) //                              [D, T]
-    const q = b.rope(b.norm(b.heads(b.linear(h, w.q)), w.qNorm)) // [d, H, T]
-    const k = b.rope(b.norm(b.heads(b.linear(h, w.k)), w.kNorm)) // [d, Hkv, T]
-    const v = b.heads(b.linear(h, w.v)) //                          [d, Hkv, T]
-    const a = b.linear(b.attend(q, k, v), w.o) //                   [D, T]
+    const { q, k, v } = b.qkv(h, w) //                              [d, H, T], [d, Hkv, T], [d, Hkv, T]
+    const rotated = { q: b.rope(b.norm(q, w.qNorm)), k: b.rope(b.norm(k, w.kNorm)) }
+    const a = b.linear(b.attend(rotated.q, rotated.k, v), w.o) //   [D, T]
     const [attended, residual] = b.outputRowsOnly(a, x)
     const y = b.add(attended, residual)
-    return b.add(b.swiglu(b.norm(y, w.ffnNorm), w.gate, w.up, w.down), y)
+    return b.add(b.swiglu(b.norm(y, w.ffnNorm), w), y)
   },
 })

@@ -1,5 +1,5 @@
 /** Brings placed weights into memory. */
-import { Buffer, hostBufferType } from '../../ggml/buffer.ts'
+import { Buffer } from '../../ggml/buffer.ts'
 import { Context } from '../../ggml/context.ts'
 import type { GgufFile } from '../../ggml/gguf/index.ts'
 import { ffi } from '../../ggml/library.ts'
@@ -40,7 +40,7 @@ export class Weights implements Disposable {
     try {
       const source = new WeightSource(file)
       owned.push(source)
-      const total = placed.reduce((sum, p) => sum + p.tensor.bytes, 0)
+      const total = placed.reduce((sum, p) => sum + p.bytes, 0)
       const byKey = { global: {}, layers: Array.from({ length: layers }, () => ({})) } as {
         global: Record<string, Tensor>
         layers: Record<string, Tensor>[]
@@ -48,15 +48,9 @@ export class Weights implements Disposable {
       const report: WeightReport[] = []
       let loaded = 0
       for (const group of groupByPlace(placed)) {
-        const { context, where } = allocate(group, source, owned)
-        for (const p of group) {
-          const t = context.get(p.tensor.name)!
-          ;(p.layer < 0 ? byKey.global : byKey.layers[p.layer]!)[p.key] = t
-          onProgress?.((loaded += p.tensor.bytes), total)
-        }
-        const tensors = [...context.values()]
-        const bytes = (t: Tensor) => group[0]!.type?.allocBytes(t) ?? t.bytes
-        report.push({ where, tensors: tensors.length, bytes: tensors.reduce((sum, t) => sum + bytes(t), 0) })
+        const tensors = allocate(group, source, owned, (p) => onProgress?.((loaded += p.bytes), total))
+        for (const [i, p] of group.entries()) (p.layer < 0 ? byKey.global : byKey.layers[p.layer]!)[p.key] = tensors[i]!
+        report.push(...placementOf(group))
       }
       return new Weights(byKey.global, byKey.layers, report, owned)
     } catch (error) {
@@ -65,38 +59,101 @@ export class Weights implements Disposable {
     }
   }
 
-  /** Bytes by where they lie, largest first. */
   [Symbol.dispose](): void {
     for (const o of [...this.#owned].reverse()) o[Symbol.dispose]()
   }
 }
 
+const placeName = (p: PlacedWeight) =>
+  p.place === 'mapped file' ? p.place : p.place.isHost ? 'host memory' : p.place.name
+
+/** Tensors and bytes by where they lie, most bytes first. A tensor that is used twice counts once. */
+export function placementOf(placed: readonly PlacedWeight[]): WeightReport[] {
+  const places = new Map<string, Map<string, number>>()
+  for (const p of placed) {
+    const where = placeName(p)
+    if (!places.has(where)) places.set(where, new Map())
+    places.get(where)!.set(p.parts.map((t) => t.name).join(), p.bytes)
+  }
+  return [...places]
+    .map(([where, sizes]) => ({
+      where,
+      tensors: sizes.size,
+      bytes: [...sizes.values()].reduce((sum, n) => sum + n, 0),
+    }))
+    .sort((a, b) => b.bytes - a.bytes)
+}
+
+/** Bytes that all of them take together. */
+export function placedBytes(placed: readonly PlacedWeight[]): number {
+  return placementOf(placed).reduce((sum, p) => sum + p.bytes, 0)
+}
+
 function groupByPlace(placed: readonly PlacedWeight[]): PlacedWeight[][] {
   const groups = new Map<string, PlacedWeight[]>()
   for (const p of placed) {
-    const where = p.type?.name ?? ''
+    const where = p.place === 'mapped file' ? p.place : p.place.name
     if (!groups.has(where)) groups.set(where, [])
     groups.get(where)!.push(p)
   }
   return [...groups.values()]
 }
 
-function allocate(group: PlacedWeight[], source: WeightSource, owned: Disposable[]) {
-  const names = new Map(group.map((p) => [p.tensor.name, p.tensor]))
-  const c = new Context({ tensors: names.size })
+/** Tensors of one place, in the order of `group`; equal ones (tied embeddings) are one tensor. */
+function allocate(
+  group: readonly PlacedWeight[],
+  source: WeightSource,
+  owned: Disposable[],
+  onLoaded: (p: PlacedWeight) => void,
+): Tensor[] {
+  const c = new Context({ tensors: group.length })
   owned.push(c)
-  const context = new Map([...names].map(([name, t]) => [name, c.tensor(t.type, ...t.ne).named(name)]))
-  const type = group[0]!.type
-  if (!type && source.mappings.length) {
+  const made = new Map<string, Tensor>()
+  const isNew: boolean[] = []
+  const tensors = group.map((p) => {
+    const name = p.parts.map((t) => t.name).join('+')
+    const known = made.get(name)
+    isNew.push(!known)
+    if (known) return known
+    const { ne, type } = p.parts[0]!
+    const along = p.role === 'vector' ? 0 : 1
+    const sizes = ne.map((n, i) => (i === along ? p.parts.reduce((sum, t) => sum + t.ne[along], 0) : n))
+    const tensor = c.tensor(type, ...sizes)
+    if (p.parts.length === 1) tensor.named(name)
+    made.set(name, tensor)
+    return tensor
+  })
+
+  const { place } = group[0]!
+  if (place === 'mapped file') {
     const buffers = source.mappings.map((m) => Buffer.overMemory(m.ptr, m.bytes).holdsWeights())
     owned.push(...buffers)
-    for (const [name, t] of context) buffers[names.get(name)!.part]!.bind(t, source.address(names.get(name)!))
-    return { context, where: 'mapped file' }
+    for (const [i, p] of group.entries()) {
+      const [part] = p.parts
+      if (isNew[i]) buffers[part!.part]!.bind(tensors[i]!, source.address(part!))
+      onLoaded(p)
+    }
+    return tensors
   }
-  owned.push(Buffer.forContext(c, type ?? hostBufferType()).holdsWeights())
-  for (const [name, t] of context) {
-    const file = names.get(name)!
-    ffi.ggml_backend_tensor_set(t.ptr, source.data(file), 0, file.bytes)
+  owned.push(Buffer.forContext(c, place).holdsWeights())
+  for (const [i, p] of group.entries()) {
+    if (isNew[i]) fill(tensors[i]!, p, source)
+    onLoaded(p)
   }
-  return { context, where: type?.name ?? 'host memory' }
+  return tensors
+}
+
+/** Packed weights must be set whole: the rows of a stack are brought together first. */
+function fill(tensor: Tensor, { parts }: PlacedWeight, source: WeightSource): void {
+  if (parts.length === 1) {
+    ffi.ggml_backend_tensor_set(tensor.ptr, source.data(parts[0]!), 0, parts[0]!.bytes)
+    return
+  }
+  const whole = new Uint8Array(parts.reduce((sum, t) => sum + t.bytes, 0))
+  let at = 0
+  for (const part of parts) {
+    whole.set(source.bytes(part), at)
+    at += part.bytes
+  }
+  tensor.set(whole)
 }

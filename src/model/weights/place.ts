@@ -3,7 +3,7 @@
  * CPU_REPACK; else in plain memory, where the mapped file is used as it is.
  */
 import { KvasirError } from '../../contract/errors.ts'
-import { type BufferType, supportsWeight } from '../../ggml/buffer.ts'
+import { type BufferType, hostBufferType, supportsWeight } from '../../ggml/buffer.ts'
 import { Context } from '../../ggml/context.ts'
 import { cpuDevice, type Device } from '../../ggml/device.ts'
 import type { GgufFile, GgufTensor } from '../../ggml/gguf/index.ts'
@@ -12,20 +12,24 @@ import { type Four, four } from '../../ggml/tensor.ts'
 import { type GgmlType, isQuantized } from '../../ggml/types.ts'
 import { type Architecture, globalWeights, type WeightSpec, type WeightSpecs } from '../architecture.ts'
 import type { ModelConfig } from '../config.ts'
+import { stackWeights } from './stack.ts'
 
 /** What a weight is used for decides where it may lie. */
 export type Role = 'lookup' | 'matrix' | 'vector'
 
+/** The mapped file itself, or a buffer of some type. */
+export type Place = 'mapped file' | BufferType
+
 export interface PlacedWeight {
-  /** `tokenEmbeddings`, or `q` of a layer: the key in its spec table. */
+  /** `tokenEmbeddings`, or `q` of a layer: the key in its spec table; or the name of a stack. */
   readonly key: string
   /** Layer, or -1 for a global weight. */
   readonly layer: number
-  readonly tensor: GgufTensor
+  /** Tensors of the file whose rows follow each other; one, but for stacks. */
+  readonly parts: readonly GgufTensor[]
   readonly role: Role
-  /** Null: plain host memory. */
-  readonly type: BufferType | null
-  /** Bytes it takes there; 0 when the mapped file itself is used. */
+  readonly place: Place
+  /** Bytes that it takes there. */
   readonly bytes: number
 }
 
@@ -40,27 +44,29 @@ export function placeWeights(
   device: Device,
   mapped: boolean,
 ): PlacedWeight[] {
-  const chooser = new TypeChooser(device)
-  const placed: PlacedWeight[] = []
+  const chooser = new PlaceChooser(device, mapped)
   const used = new Set<string>()
-  const take = (specs: WeightSpecs, layer: number, prefix: string) => {
-    for (const [key, spec] of Object.entries(specs)) {
+  const take = (specs: WeightSpecs, layer: number, prefix: string): PlacedWeight[] =>
+    Object.entries(specs).flatMap(([key, spec]) => {
       const tensor = find(file, prefix + spec.name, spec)
-      if (!tensor) continue
+      if (!tensor) return []
       used.add(tensor.name)
       const role: Role = key === 'tokenEmbeddings' ? 'lookup' : spec.ne.length === 2 ? 'matrix' : 'vector'
-      placed.push(place(file, key, layer, tensor, role, chooser, mapped))
-    }
-  }
-  take(globalWeights(config), -1, '')
-  for (let layer = 0; layer < config.layers; layer++) take(architecture.layerWeights(config), layer, `blk.${layer}.`)
+      checkType(file, tensor, role)
+      return [{ key, layer, parts: [tensor], role, ...chooser.choose(tensor.type, tensor.ne, role) }]
+    })
+  const global = take(globalWeights(config), -1, '')
+  const layers = Array.from({ length: config.layers }, (_, layer) =>
+    take(architecture.layerWeights(config), layer, `blk.${layer}.`),
+  )
   refuseUnknown(file, used)
 
-  if (!placed.some((p) => p.key === 'output')) {
+  if (!global.some((p) => p.key === 'output')) {
     const embeddings = file.tensors.get('token_embd.weight')!
-    placed.push(place(file, 'output', -1, embeddings, 'matrix', chooser, mapped))
+    const choice = chooser.choose(embeddings.type, embeddings.ne, 'matrix')
+    global.push({ key: 'output', layer: -1, parts: [embeddings], role: 'matrix', ...choice })
   }
-  return placed
+  return [...global, ...stackWeights(layers, chooser)]
 }
 
 function find(file: GgufFile, name: string, spec: WeightSpec): GgufTensor | null {
@@ -80,16 +86,7 @@ function find(file: GgufFile, name: string, spec: WeightSpec): GgufTensor | null
   return tensor
 }
 
-function place(
-  file: GgufFile,
-  key: string,
-  layer: number,
-  tensor: GgufTensor,
-  role: Role,
-  chooser: TypeChooser,
-  mapped: boolean,
-): PlacedWeight {
-  const plain = mapped ? 0 : tensor.bytes
+function checkType(file: GgufFile, tensor: GgufTensor, role: Role): void {
   if (role === 'vector' && tensor.type !== 'f32')
     throw new KvasirError(
       'MODEL_UNSUPPORTED',
@@ -97,10 +94,6 @@ function place(
     )
   if (role === 'matrix' && !isQuantized(tensor.type) && !['f32', 'f16', 'bf16'].includes(tensor.type))
     throw new KvasirError('MODEL_UNSUPPORTED', `${file.path}: "${tensor.name}" is ${tensor.type}: not a weight type`)
-  const found = role === 'lookup' ? null : chooser.choose(tensor.type, tensor.ne, role)
-  return found
-    ? { key, layer, tensor, role, type: found.type, bytes: found.bytes }
-    : { key, layer, tensor, role, type: null, bytes: plain }
 }
 
 /** Tensors that files carry and nothing needs. */
@@ -117,32 +110,37 @@ function refuseUnknown(file: GgufFile, used: ReadonlySet<string>): void {
     )
 }
 
-class TypeChooser {
+/** Where a weight of some type and shape lies best. */
+export class PlaceChooser {
   readonly #candidates: { device: Device; type: BufferType }[]
-  readonly #known = new Map<string, { type: BufferType; bytes: number } | null>()
+  readonly #plain: Place
+  readonly #known = new Map<string, { place: Place; bytes: number }>()
 
-  constructor(device: Device) {
+  constructor(device: Device, mapped: boolean) {
     const cpu = cpuDevice()
     const packing = cpu.packingBufferTypes().map((type) => ({ device: cpu, type }))
     this.#candidates = device.kind === 'cpu' ? packing : [{ device, type: device.bufferType }, ...packing]
+    this.#plain = mapped ? 'mapped file' : hostBufferType()
   }
 
-  choose(type: GgmlType, ne: Four, role: Role): { type: BufferType; bytes: number } | null {
+  choose(type: GgmlType, ne: Four, role: Role): { place: Place; bytes: number } {
     const id = `${role} ${type} ${ne}`
-    if (!this.#known.has(id)) this.#known.set(id, this.#ask(type, ne, role))
-    return this.#known.get(id)!
+    let choice = this.#known.get(id)
+    if (!choice) this.#known.set(id, (choice = this.#ask(type, ne, role)))
+    return choice
   }
 
-  #ask(type: GgmlType, ne: Four, role: Role): { type: BufferType; bytes: number } | null {
+  #ask(type: GgmlType, ne: Four, role: Role): { place: Place; bytes: number } {
     using c = new Context({ tensors: 3 })
     const weight = c.tensor(type, ...ne)
-    const op = mulMat(c, weight, c.tensor('f32', ne[0], 512))
-    for (const candidate of this.#candidates) {
-      if (role === 'vector') {
-        if (!candidate.type.isPacking) return { type: candidate.type, bytes: candidate.type.allocBytes(weight) }
-      } else if (supportsWeight(candidate.device.ptr, candidate.type, weight, op))
-        return { type: candidate.type, bytes: candidate.type.allocBytes(weight) }
-    }
-    return null
+    const op = role === 'matrix' ? mulMat(c, weight, c.tensor('f32', ne[0], 512)) : null
+    const found = this.#candidates.find((candidate) =>
+      op
+        ? supportsWeight(candidate.device.ptr, candidate.type, weight, op)
+        : role === 'vector' && !candidate.type.isPacking,
+    )
+    return found
+      ? { place: found.type, bytes: found.type.allocBytes(weight) }
+      : { place: this.#plain, bytes: weight.bytes }
   }
 }

@@ -1,5 +1,6 @@
 /** Where weight bytes come from: the mapped file, or reads where files cannot be mapped (Windows). */
 import { closeSync, openSync, readSync } from 'node:fs'
+import koffi from 'koffi'
 import { KvasirError } from '../../contract/errors.ts'
 import type { Pointer } from '../../ggml/declare.ts'
 import type { GgufFile, GgufTensor } from '../../ggml/gguf/index.ts'
@@ -23,6 +24,11 @@ export class WeightSource implements Disposable {
   /** A tensor's bytes, as C takes them: an address in the mapping, or bytes just read. */
   data(tensor: GgufTensor): Pointer | Uint8Array {
     return this.mappings.length ? this.address(tensor) : this.#read(tensor)
+  }
+
+  /** A tensor's bytes: of the mapping, valid as long as this lives, or just read. */
+  bytes(tensor: GgufTensor): Uint8Array {
+    return this.mappings.length ? new Uint8Array(koffi.view(this.address(tensor), tensor.bytes)) : this.#read(tensor)
   }
 
   #read(tensor: GgufTensor): Uint8Array {
