@@ -41,6 +41,12 @@ export const PARITY_SHAPES: Readonly<Record<string, Shape>> = {
   llama: { ...small, architecture: 'llama' },
   'llama-tied-mha': { ...small, architecture: 'llama', kvHeads: 8, tied: true },
   'llama-mqa-d128': { ...small, architecture: 'llama', heads: 4, kvHeads: 1, headDim: 128 },
+  // As Q4_K_M files are: q, k and v of two types cannot be stacked.
+  'llama-mixed': {
+    ...small,
+    architecture: 'llama',
+    mixed: { 'attn_v.weight': 'q6_K', 'ffn_down.weight': 'q6_K' },
+  },
   'llama3-factors': { ...small, architecture: 'llama', headDim: 64, heads: 4, optional: ['rope_freqs.weight'] },
   'llama-linear': { ...small, architecture: 'llama', keys: scaling('linear', 4) },
   'llama-yarn': {

@@ -36,6 +36,8 @@ export interface RandomModel {
   readonly vocab: number
   /** Type of all matrices. */
   readonly type: GgmlType
+  /** Types of some matrices, by the end of their name, as mixed quantisations have them. */
+  readonly mixed?: Readonly<Record<string, GgmlType>>
   /** Whether the output matrix is the token embeddings. */
   readonly tied: boolean
   readonly contextLength?: number
@@ -70,7 +72,7 @@ export async function writeRandomModel(path: string, m: RandomModel): Promise<vo
   const add = (specs: Record<string, { name: string; ne: readonly number[]; optional: boolean }>, prefix: string) => {
     for (const spec of Object.values(specs))
       if (!spec.optional || wanted.has(spec.name))
-        tensors.push(randomTensor(prefix + spec.name, spec.ne, m.type, random))
+        tensors.push(randomTensor(prefix + spec.name, spec.ne, m.mixed?.[spec.name] ?? m.type, random))
   }
   add(globalWeights(config), '')
   for (let layer = 0; layer < m.layers; layer++) add(architecture.layerWeights(config), `blk.${layer}.`)

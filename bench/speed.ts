@@ -65,6 +65,9 @@ export const SPEED_TYPES: readonly GgmlType[] = ['q8_0', 'q4_0']
 /** Tokens of one decode sample. */
 const DECODE_TOKENS = 32
 const CHUNK = 512
+/** Runs that take longer are not tried with fewer threads, and {@link LONG_ROUNDS} pairs of them are enough. Milliseconds. */
+const LONG_MS = 2000
+const LONG_ROUNDS = 3
 /** Before each run: the other engine's idle workers spin for about 2 ms before they sleep. */
 const SETTLE_MS = 20
 
@@ -77,7 +80,7 @@ export interface SpeedOptions {
   readonly threads?: number
   readonly lowering?: LoweringName
   readonly cacheType?: CacheType
-  /** Pairs of runs per figure. Default 5 for prefill, 9 for decode. */
+  /** Pairs of runs per figure. Default 5 for prefill, 9 for decode; at most 3 for runs of more than 2 s. */
   readonly rounds?: number
   readonly onRow?: (row: SpeedRow) => void
   readonly onNote?: (note: string) => void
@@ -197,18 +200,13 @@ async function compare(
   }
   // First runs do not count: caches, page faults, graphs, thread counts. Then in turns, the order changing pair by pair.
   await runOurs()
-  let best = { threads, ms: Number.POSITIVE_INFINITY }
-  for (const n of new Set([threads, 1])) {
-    peer.useThreads(n)
-    peerMs.length = 0
-    for (let i = 0; i < 3; i++) await runPeer()
-    const ms = Math.min(...peerMs)
-    if (ms < best.ms) best = { threads: n, ms }
-  }
-  peer.useThreads(best.threads)
-  await runOurs()
+  await runPeer()
+  const isLong = peerMs[0]! > LONG_MS
+  if (!isLong) await giveBestThreads(peer, threads, runPeer, peerMs)
+  if (!isLong) await runOurs()
   for (const list of [oursMs, peerMs, outside]) list.length = 0
-  for (let i = 0; i < rounds; i++) {
+  const pairs = isLong ? Math.min(rounds, LONG_ROUNDS) : rounds
+  for (let i = 0; i < pairs; i++) {
     if (i % 2) await runPeer()
     await runOurs()
     if (i % 2 === 0) await runPeer()
@@ -220,6 +218,19 @@ async function compare(
     ratio: median(oursMs.map((ms, i) => peerMs[i]! / ms)),
     outside_compute_fraction: median(outside),
   }
+}
+
+/** Long runs gain from every thread; for short ones libllama gets all or one, whichever is faster for it. */
+async function giveBestThreads(peer: Peer, most: number, run: () => Promise<void>, times: number[]): Promise<void> {
+  let best = { threads: most, ms: Number.POSITIVE_INFINITY }
+  for (const threads of new Set([most, 1])) {
+    peer.useThreads(threads)
+    times.length = 0
+    for (let i = 0; i < 3; i++) await run()
+    const ms = Math.min(...times)
+    if (ms < best.ms) best = { threads, ms }
+  }
+  peer.useThreads(best.threads)
 }
 
 export function median(values: readonly number[]): number {

@@ -7,7 +7,7 @@ import { after, before, describe, it } from 'node:test'
 import { writeRandomModel } from '../../bench/random-model.ts'
 import { CACHE_TYPES, type CacheType, UniformCache } from '../cache/uniform.ts'
 import type { KvasirError } from '../contract/errors.ts'
-import type { CellId, SequenceId } from '../contract/units.ts'
+import type { CellId, Position, SequenceId } from '../contract/units.ts'
 import type { WorkItem } from '../contract/work-item.ts'
 import { cpuDevice } from '../ggml/device.ts'
 import { f32, u32 } from '../ggml/gguf/index.ts'
@@ -230,6 +230,10 @@ describe('bad work items are refused before native code sees them', () => {
     'no rows': (b) => item(b, new Int32Array(0)),
     'layers that are not there': (b) => item(b, Int32Array.of(5), { layers: { from: 0, to: 5 } }),
     'logits of a row that is not there': (b) => item(b, Int32Array.of(5), { outputs: { logits: [1], hidden: false } }),
+    'logits of rows that do not ascend': (b) =>
+      item(b, Int32Array.of(5, 6), { outputs: { logits: [1, 0], hidden: false } }),
+    'two rows for one cell': (b) => item(b, Int32Array.of(5, 6), { cells: [0 as CellId, 0 as CellId] }),
+    'a position that is no whole number': (b) => item(b, Int32Array.of(5), { positions: [0.5 as Position] }),
     'logits without the last layer': (b) => item(b, Int32Array.of(5), { layers: { from: 0, to: 2 } }),
     'tokens as input of a middle layer': (b) => item(b, Int32Array.of(5), { layers: { from: 1, to: 4 } }),
     'hidden rows of a wrong size': (b) =>

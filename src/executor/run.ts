@@ -180,8 +180,15 @@ export class Executor implements Disposable {
     if ((item.input.kind === 'hidden') !== from > 0) throw bad(`${item.input.kind} as input of layer ${from}`)
     for (const cell of item.cells)
       if (!(Number.isInteger(cell) && cell >= 0 && cell < this.cache.used)) throw bad(`cell ${cell} is not in use`)
-    for (const row of item.outputs.logits)
-      if (!(Number.isInteger(row) && row >= 0 && row < rows)) throw bad(`logits of row ${row} of ${rows}`)
+    if (rows > 1 && new Set(item.cells).size < rows) throw bad('two rows for one cell')
+    for (const p of item.positions)
+      if (!(Number.isInteger(p) && p >= 0 && p < 2 ** 31)) throw bad(`position ${p} is no whole number from 0 up`)
+    let before = -1
+    for (const row of item.outputs.logits) {
+      if (!(Number.isInteger(row) && row > before && row < rows))
+        throw bad(`logits of rows ${item.outputs.logits.join(', ')}: they must ascend, from 0 to ${rows - 1}`)
+      before = row
+    }
     if (item.outputs.logits.length && to !== config.layers) throw bad('logits need the last layer')
   }
 
