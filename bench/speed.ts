@@ -65,9 +65,13 @@ export const SPEED_TYPES: readonly GgmlType[] = ['q8_0', 'q4_0']
 /** Tokens of one decode sample. */
 const DECODE_TOKENS = 32
 const CHUNK = 512
-/** Runs that take longer are not tried with fewer threads, and {@link LONG_ROUNDS} pairs of them are enough. Milliseconds. */
+/** Runs that take longer are not tried with fewer threads, and a few pairs of them are enough. Milliseconds. */
 const LONG_MS = 2000
 const LONG_ROUNDS = 3
+const ROUNDS = 7
+/** Single runs of less than this are noise; many of them are not. */
+const SHORT_MS = 500
+const SHORT_ROUNDS = 21
 /** Before each run: the other engine's idle workers spin for about 2 ms before they sleep. */
 const SETTLE_MS = 20
 
@@ -80,7 +84,7 @@ export interface SpeedOptions {
   readonly threads?: number
   readonly lowering?: LoweringName
   readonly cacheType?: CacheType
-  /** Pairs of runs per figure. Default 5 for prefill, 9 for decode; at most 3 for runs of more than 2 s. */
+  /** Pairs of runs per figure. Default 7; 3 for runs of more than 2 s, 21 for runs of less than half a second. */
   readonly rounds?: number
   readonly onRow?: (row: SpeedRow) => void
   readonly onNote?: (note: string) => void
@@ -145,7 +149,7 @@ async function race(path: string, model: string, options: SpeedOptions, report: 
         peer.eval(prompt)
       },
     }
-    report(await compare(peer, threads, prefill, context, options.rounds ?? 5, { model, metric: 'prefill', context }))
+    report(await compare(peer, threads, prefill, context, options.rounds, { model, metric: 'prefill', context }))
 
     const decode: Contest = {
       ours: async () => {
@@ -161,9 +165,7 @@ async function race(path: string, model: string, options: SpeedOptions, report: 
         for (let i = 0; i < DECODE_TOKENS; i++) next = argmax(peer.eval(Int32Array.of(next)))
       },
     }
-    report(
-      await compare(peer, threads, decode, DECODE_TOKENS, options.rounds ?? 9, { model, metric: 'decode', context }),
-    )
+    report(await compare(peer, threads, decode, DECODE_TOKENS, options.rounds, { model, metric: 'decode', context }))
   }
 }
 
@@ -178,7 +180,7 @@ async function compare(
   threads: number,
   contest: Contest,
   tokens: number,
-  rounds: number,
+  rounds: number | undefined,
   facts: Pick<SpeedRow, 'model' | 'metric' | 'context'>,
 ): Promise<SpeedRow> {
   const oursMs: number[] = []
@@ -205,7 +207,7 @@ async function compare(
   if (!isLong) await giveBestThreads(peer, threads, runPeer, peerMs)
   if (!isLong) await runOurs()
   for (const list of [oursMs, peerMs, outside]) list.length = 0
-  const pairs = isLong ? Math.min(rounds, LONG_ROUNDS) : rounds
+  const pairs = rounds ?? (isLong ? LONG_ROUNDS : peerMs.at(-1)! < SHORT_MS ? SHORT_ROUNDS : ROUNDS)
   for (let i = 0; i < pairs; i++) {
     if (i % 2) await runPeer()
     await runOurs()

@@ -44,7 +44,9 @@ export const speedOptions = (): Option[] => [
   new Option('--cache-type <type>', 'type of cached keys and values (default: f16)').choices(CACHE_TYPES),
   loweringOption(),
   threadsOption(),
-  new Option('--rounds <n>', 'pairs of runs per figure (default: 5 for prefill, 9 for decode)').argParser(toNumber),
+  new Option('--rounds <n>', 'pairs of runs per figure (default: 3 for long runs to 21 for short ones)').argParser(
+    toNumber,
+  ),
   rowsJson(),
 ]
 
