@@ -1,7 +1,7 @@
 /**
  * Stacks: weights that are multiplied with the same rows (q, k and v; gate and up) become one tensor, row behind row. One
  * product then does the work of several, each of which would quantise its input again and let all threads wait twice: worth a
- * fifth of a small model's decode step. Every row's product is the same as before, bit for bit.
+ * tenth of a small model's decode step. Every row's product is the same as before, bit for bit.
  */
 import { hostBufferType } from '../../ggml/buffer.ts'
 import type { Four } from '../../ggml/tensor.ts'
