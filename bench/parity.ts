@@ -13,8 +13,9 @@ import { f32, type GgufValue, str, u32 } from '../src/ggml/gguf/index.ts'
 import { loadNative } from '../src/ggml/library.ts'
 import type { GgmlType } from '../src/ggml/types.ts'
 import { Model } from '../src/model/model.ts'
+import { argmax } from '../src/model/sampling/candidates.ts'
 import { randomModelFile } from './cache-folder.ts'
-import { argmax, Peer } from './peer.ts'
+import { Peer } from './peer.ts'
 import { Random, type RandomModel } from './random-model.ts'
 
 export interface ParityRow {

@@ -121,14 +121,3 @@ export class Peer extends Owned {
     koffi.free(this.#wanted)
   }
 }
-
-/** Index of the largest logit; the first of equals. */
-export function argmax(logits: Float32Array): number {
-  let best = 0
-  let highest = logits[0]!
-  for (let i = 1; i < logits.length; i++) {
-    const x = logits[i]!
-    if (x > highest) [best, highest] = [i, x]
-  }
-  return best
-}

@@ -15,8 +15,9 @@ import { cpuDevice } from '../src/ggml/device.ts'
 import { loadNative } from '../src/ggml/library.ts'
 import type { GgmlType } from '../src/ggml/types.ts'
 import { Model } from '../src/model/model.ts'
+import { argmax } from '../src/model/sampling/candidates.ts'
 import { randomModelFile } from './cache-folder.ts'
-import { argmax, Peer } from './peer.ts'
+import { Peer } from './peer.ts'
 import { Random, type RandomModel } from './random-model.ts'
 
 export interface SpeedRow {
