@@ -3,7 +3,7 @@ import { ShapeError } from '../../contract/errors.ts'
 import type { Context } from '../context.ts'
 import { ffi } from '../library.ts'
 import { contiguous, type Four, four, show, Tensor } from '../tensor.ts'
-import { canBecomeFloats, canHoldFloats, GGML_TYPES, type GgmlType, isQuantized, rowBytes } from '../types.ts'
+import { canBecomeFloats, canHoldFloats, GGML_TYPES, type GgmlType, isQuantized } from '../types.ts'
 import { fail, needDenseRows, needType, readable, wholeSizes } from './check.ts'
 
 /**
@@ -144,9 +144,4 @@ export function slice(c: Context, a: Tensor, dim: 1 | 2 | 3, from: number, to: n
   const ne: [number, number, number, number] = [...a.ne]
   ne[dim] = to - from
   return view(c, a, ne, a.nb.slice(1), from * a.nb[dim])
-}
-
-/** Bytes of `n` elements of a row of `a`; for offsets within rows. */
-export function elementBytes(a: Tensor, n: number): number {
-  return rowBytes(a.type, n)
 }

@@ -66,7 +66,8 @@ export function placeWeights(
     const choice = chooser.choose(embeddings.type, embeddings.ne, 'matrix')
     global.push({ key: 'output', layer: -1, parts: [embeddings], role: 'matrix', ...choice })
   }
-  return [...global, ...stackWeights(layers, chooser)]
+  // Stacks save CPU threads from waiting. Views into their products gave wrong results on a Vulkan device.
+  return [...global, ...(device.kind === 'cpu' ? stackWeights(layers, chooser) : layers.flat())]
 }
 
 function find(file: GgufFile, name: string, spec: WeightSpec): GgufTensor | null {
