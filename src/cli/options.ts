@@ -42,7 +42,7 @@ export const engineOptions = (): Option[] => [
     `tokens of prompt and answer together (default: the model's, at most ${DEFAULT_CONTEXT})`,
   ).argParser(toNumber),
   threadsOption(),
-  new Option('--device <name>', 'CPU, or a GPU such as CUDA0 (default: CPU)'),
+  new Option('--device <name>', 'CPU, or a GPU such as CUDA0 (default: the first GPU if there is one)'),
   new Option('--cache-type-k <type>', 'type of cached keys (default: f16)').choices(CACHE_TYPES),
   new Option('--cache-type-v <type>', 'type of cached values (default: f16)').choices(CACHE_TYPES),
   loweringOption(),

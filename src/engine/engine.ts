@@ -11,7 +11,7 @@ import { type CacheShape, cacheBytes, UniformCache } from '../cache/uniform.ts'
 import { KvasirError } from '../contract/errors.ts'
 import { wantsTransposed } from '../executor/lower/choose.ts'
 import { Executor, scratchBytes } from '../executor/run.ts'
-import { deviceNamed } from '../ggml/device.ts'
+import { deviceNamed, devices } from '../ggml/device.ts'
 import { loadNative } from '../ggml/library.ts'
 import type { ModelConfig } from '../model/config.ts'
 import { Model } from '../model/model.ts'
@@ -57,8 +57,9 @@ export class Engine implements Disposable {
   static async load(model = 'house', options: EngineOptions = {}): Promise<Engine> {
     const complete = completeOptions(options)
     await loadNative()
-    // A GPU only when it is named: see docs/gpu.md for what is wrong there.
-    const device = deviceNamed(complete.device ?? 'CPU')
+    const device = complete.device
+      ? deviceNamed(complete.device)
+      : (devices().find((d) => d.kind === 'gpu' || d.kind === 'igpu') ?? deviceNamed('CPU'))
     let contextLength = 0
     const shape = (config: ModelConfig): CacheShape => ({
       layers: config.layers,

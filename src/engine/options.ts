@@ -14,7 +14,7 @@ export interface EngineOptions {
   readonly contextLength?: number
   /** Compute threads on the CPU. Default: the cores there are. Use 1 where something else wants them: threads spin. */
   readonly threads?: number
-  /** A device by name, e.g. `CPU` or `CUDA0`. Default: the CPU. */
+  /** A device by name, e.g. `CPU` or `CUDA0`. Default: the first GPU when a GPU build is installed, else the CPU. */
   readonly device?: string
   /** Type of cached keys. Default f16. */
   readonly keyType?: CacheType

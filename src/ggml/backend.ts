@@ -5,8 +5,9 @@ import { KvasirError } from '../contract/errors.ts'
 import { Context, type Memory } from './context.ts'
 import type { Pointer } from './declare.ts'
 import type { Device } from './device.ts'
-import type { Graph } from './graph.ts'
+import { Graph } from './graph.ts'
 import { cpu, ffi, native } from './library.ts'
+import { scale } from './ops/elementwise.ts'
 import { holdAll, Owned } from './owned.ts'
 import { ThreadPool } from './threadpool.ts'
 
@@ -159,6 +160,8 @@ export class SplitRunner extends Owned implements Runner {
   /** The scheduler runs the graph it allocated last, whichever it is asked to. */
   #last: Graph | null = null
   #memory = new GraphMemory()
+  /** See {@link allocate}. */
+  readonly #blank: { readonly ctx: Context; readonly graph: Graph }
 
   /** @throws KvasirError INVALID_ARGUMENT when the last backend is not the CPU, or there are more than {@link MOST_BACKENDS} */
   constructor(backends: readonly Backend[], graphNodes: number) {
@@ -168,6 +171,10 @@ export class SplitRunner extends Owned implements Runner {
     super('scheduler', ffi.ggml_backend_sched_new(list, null, backends.length, graphNodes, false, true))
     this.backends = backends
     this.graphNodes = graphNodes
+    const ctx = new Context({ tensors: 2, graphNodes: 2 })
+    const graph = new Graph(ctx)
+    graph.expand(scale(ctx, ctx.tensor('f32', 1).asInput(), 1))
+    this.#blank = { ctx, graph }
   }
 
   allocate(graph: Graph): void {
@@ -178,9 +185,12 @@ export class SplitRunner extends Owned implements Runner {
     try {
       const before = this.bytes
       this.#last = null
+      // As in SingleRunner: the plan of an earlier graph must not serve this one. Reserving for the graph itself is no
+      // way: splitting it points its sources at copies that do not outlive the call. Memory never shrinks.
       ffi.ggml_backend_sched_reset(this.ptr)
       const done =
-        ffi.ggml_backend_sched_reserve(this.ptr, graph.ptr) && ffi.ggml_backend_sched_alloc_graph(this.ptr, graph.ptr)
+        ffi.ggml_backend_sched_reserve(this.ptr, this.#blank.graph.ptr) &&
+        ffi.ggml_backend_sched_alloc_graph(this.ptr, graph.ptr)
       if (!done || this.bytes !== before) this.#memory = this.#memory.replaced()
       if (!done) throw noMemory(graph)
       this.#memory.give(graph)
@@ -228,6 +238,7 @@ export class SplitRunner extends Owned implements Runner {
   protected override free(ptr: Pointer): void {
     this.#memory.disposed = true
     ffi.ggml_backend_sched_free(ptr)
+    this.#blank.ctx.dispose()
   }
 }
 
