@@ -145,16 +145,37 @@ export class Candidates {
 
 /** Token of the highest logit, the lowest id of equals. @throws KvasirError NATIVE_FAILED */
 export function argmax(logits: Float32Array): number {
+  const x = logits
   let best = 0
   let highest = -Infinity
   let broken = false
-  for (let i = 0; i < logits.length; i++) {
-    const x = logits[i]!
-    if (x > highest) {
-      highest = x
-      best = i
-    } else if (Number.isNaN(x)) broken = true
+  const scan = (from: number, to: number): void => {
+    for (let i = from; i < to; i++) {
+      if (x[i]! > highest) {
+        highest = x[i]!
+        best = i
+      } else if (Number.isNaN(x[i])) broken = true
+    }
   }
+  // Eight at a time, which takes half the time: hardly ever does one of them beat the highest so far, or is NaN.
+  const whole = x.length - (x.length % 8)
+  for (let i = 0; i < whole; i += 8) {
+    const h = highest
+    if (
+      !(
+        x[i]! <= h &&
+        x[i + 1]! <= h &&
+        x[i + 2]! <= h &&
+        x[i + 3]! <= h &&
+        x[i + 4]! <= h &&
+        x[i + 5]! <= h &&
+        x[i + 6]! <= h &&
+        x[i + 7]! <= h
+      )
+    )
+      scan(i, i + 8)
+  }
+  scan(whole, x.length)
   checkHighest(highest, broken)
   return best
 }
