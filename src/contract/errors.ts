@@ -25,6 +25,15 @@ export const ERROR_CODES = {
   CONTEXT_OVERFLOW: { status: 400, retry: false, meaning: 'prompt and answer do not fit the context' },
   TEMPLATE_FAILED: { status: 400, retry: false, meaning: 'the chat template refused these messages' },
   GRAMMAR_INVALID: { status: 400, retry: false, meaning: 'a grammar or a JSON schema that cannot be used' },
+  QUEUE_FULL: { status: 429, retry: true, meaning: 'too many requests are waiting' },
+  KV_BUDGET: { status: 429, retry: true, meaning: 'the KV memory that the request needs cannot be freed' },
+  DEADLINE: { status: 504, retry: true, meaning: "the request's deadline passed" },
+  SESSION_INVALID: {
+    status: 400,
+    retry: false,
+    meaning: 'a session file that is damaged or of another model or version',
+  },
+  ENGINE_CRASHED: { status: 503, retry: true, meaning: 'the engine process ended; it is being restarted' },
   ABORTED: { status: 499, retry: false, meaning: 'the caller stopped the request' },
   // programming errors, caught before native code would end the process
   SHAPE: { status: 500, retry: false, meaning: 'tensors of shapes or types that do not go together' },

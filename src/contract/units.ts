@@ -10,6 +10,8 @@ export type TokenId = Unit<'token'>
 export type Position = Unit<'position'>
 export type CellId = Unit<'cell'>
 export type SequenceId = Unit<'sequence'>
+export type RequestId = Unit<'request'>
+export type PageId = Unit<'page'>
 export type Bytes = Unit<'bytes'>
 
 /** Half-open range `[from, to)`. */
