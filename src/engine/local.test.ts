@@ -9,7 +9,7 @@ import type { KvasirError } from '../contract/errors.ts'
 import { readGguf, str, writeGguf } from '../ggml/gguf/index.ts'
 import { loadNative } from '../ggml/library.ts'
 import { liveNatives } from '../ggml/owned.ts'
-import { Engine } from './engine.ts'
+import { LocalEngine as Engine } from './local.ts'
 import { type EngineOptions, modelPath } from './options.ts'
 import type { GeneratePart, GenerateRequest } from './request.ts'
 

@@ -1,0 +1,92 @@
+/**
+ * What an engine is to those who use it, wherever it runs: `LocalEngine` in this process, `Engine` as the client of a
+ * process of its own. Everything that crosses here is plain data.
+ */
+import type { EngineEvent, Logged } from '../contract/events.ts'
+import type { WeightReport } from '../model/weights/load.ts'
+import type { GeneratePart, GenerateRequest } from './request.ts'
+
+/** What was loaded, and how; it does not change. */
+export interface EngineInfo {
+  /** Path of the GGUF file. */
+  readonly file: string
+  readonly name: string
+  readonly architecture: string
+  readonly layers: number
+  readonly width: number
+  readonly heads: number
+  readonly kvHeads: number
+  readonly headDim: number
+  readonly vocabSize: number
+  /** Name of the device, e.g. `CPU`. */
+  readonly device: string
+  /** Tokens of one prompt and its answer together that fit. */
+  readonly contextLength: number
+  /** Bytes that KV caches may take, all requests together. */
+  readonly kvMemory: number
+  /** Bytes that one token takes in the cache. */
+  readonly kvBytesPerToken: number
+  readonly weights: readonly WeightReport[]
+}
+
+/** How things stand now. */
+export interface EngineStatus {
+  readonly running: number
+  readonly waiting: number
+  readonly kv: {
+    /** Bytes of native memory held for keys and values. */
+    readonly allocatedBytes: number
+    /** Bytes of the pages that requests or stored prefixes hold. */
+    readonly usedBytes: number
+    /** Bytes of pages that only stored prefixes hold: they are given up when room is needed. */
+    readonly prefixBytes: number
+    readonly hostBytes: number
+    readonly diskBytes: number
+  }
+  /** Bytes held for intermediate results. */
+  readonly scratchBytes: number
+  /** Counts since the start. */
+  readonly totals: {
+    readonly requests: number
+    readonly refused: number
+    readonly promptTokens: number
+    readonly cachedTokens: number
+    readonly generatedTokens: number
+    readonly preemptions: number
+    readonly evictedPages: number
+    readonly steps: number
+    readonly restarts: number
+  }
+}
+
+export interface EngineApi extends AsyncDisposable {
+  readonly info: EngineInfo
+  /**
+   * Generates one answer (with `samples`, several). Requests are batched as they come; the prompt is never shortened.
+   * Leaving the iteration early stops the request.
+   * @throws KvasirError INVALID_ARGUMENT, CONTEXT_OVERFLOW, TEMPLATE_FAILED, GRAMMAR_INVALID, ABORTED, DEADLINE,
+   *   QUEUE_FULL, KV_BUDGET, ENGINE_CRASHED, DISPOSED
+   */
+  generate(request: GenerateRequest): AsyncGenerator<GeneratePart, void, undefined>
+  /** The tokens of a request's prompt. @throws KvasirError INVALID_ARGUMENT, TEMPLATE_FAILED */
+  tokenize(request: Pick<GenerateRequest, 'messages' | 'prompt' | 'tokens'>): Promise<Int32Array>
+  /** Text of tokens. */
+  detokenize(tokens: readonly number[] | Int32Array): Promise<string>
+  status(): Promise<EngineStatus>
+  /** Events from now on; the function it gives ends it. */
+  onEvent(listener: (event: Logged<EngineEvent>) => void): () => void
+  /** Forgets every stored prefix, in memory and on disk. Running requests keep what they hold. */
+  clearCache(): Promise<void>
+  /**
+   * Writes the cached rows of a prompt, as far as there are any, to a file; the tokens that it holds.
+   * @throws KvasirError GGUF_IO
+   */
+  saveSession(path: string, request: Pick<GenerateRequest, 'messages' | 'prompt' | 'tokens'>): Promise<number>
+  /**
+   * Makes a saved session's rows a stored prefix; the tokens that it holds.
+   * @throws KvasirError SESSION_INVALID, GGUF_IO, KV_BUDGET
+   */
+  loadSession(path: string): Promise<number>
+  /** Ends running requests with ABORTED, then frees everything. */
+  dispose(): Promise<void>
+}
