@@ -2,7 +2,7 @@
  * `kvasir bench exactness`: how far is attention from exact arithmetic? Every lowering, and the fused op as libllama calls
  * it, against a reference in f64 over the values as they are stored, so that only the arithmetic is judged.
  */
-import { CACHE_TYPES, type CacheType } from '../src/cache/uniform.ts'
+import type { CacheType } from '../src/cache/arena.ts'
 import { chooseLowering, wantsTransposed } from '../src/executor/lower/choose.ts'
 import { TILE_ROWS } from '../src/executor/lower/flash.ts'
 import type { LoweringName } from '../src/executor/lower/lowering.ts'
@@ -16,6 +16,9 @@ import { fromFloats, toFloats } from '../src/ggml/numbers.ts'
 import * as ops from '../src/ggml/ops/index.ts'
 import type { Tensor } from '../src/ggml/tensor.ts'
 import { Random } from './random-model.ts'
+
+/** Cache types that are compared unless told otherwise. */
+export const EXACTNESS_TYPES = ['f16', 'bf16', 'f32', 'q8_0'] as const satisfies readonly CacheType[]
 
 export interface ExactnessRow {
   readonly lowering: LoweringName | 'libllama'
@@ -63,7 +66,7 @@ export async function exactness(options: ExactnessOptions = {}): Promise<Exactne
   using backend = new Backend(cpuDevice(), options.threads ?? 1)
   for (const n of options.keys ?? [512, 8192, 32768]) {
     const stored = randomCache(n)
-    for (const type of options.cacheTypes ?? CACHE_TYPES) {
+    for (const type of options.cacheTypes ?? EXACTNESS_TYPES) {
       using cache = new StoredCache(stored, type, n)
       for (const T of options.rows ?? [1, TILE_ROWS])
         for (const attention of ['flat', 'peaked'] as const) {
@@ -222,8 +225,8 @@ function asKvasir(c: Context, cache: StoredCache, q: Tensor, mask: Tensor, name:
   const transposed = wantsTransposed(name, cache.type, cpuDevice()) ? cache.valuesTransposed : null
   const lowering = chooseLowering(name, q.ne[2], transposed !== null)
   return lowering.attend(c, {
-    ...{ q, keys: cache.keys, mask: lowering.mask(c, mask, H), scale: SCALE, softcap: 0 },
-    ...{ values: transposed ?? cache.values, valuesTransposed: transposed !== null },
+    ...{ q, mask: lowering.mask(c, mask, H), scale: SCALE, softcap: 0 },
+    parts: [{ keys: cache.keys, values: transposed ?? cache.values, valuesTransposed: transposed !== null }],
   })
 }
 

@@ -2,12 +2,12 @@
  * `kvasir bench parity`: are our logits libllama's? The same file, prompt, batch shape and thread count, the `flash`
  * lowering, a prompt of 600 tokens in chunks of 512, then 32 greedy steps along libllama's tokens.
  */
-import { UniformCache } from '../src/cache/uniform.ts'
+import { KvStore } from '../src/cache/store.ts'
 import { modelPath } from '../src/engine/options.ts'
 import { Sequence } from '../src/engine/sequence.ts'
-import { wantsTransposed } from '../src/executor/lower/choose.ts'
 import type { LoweringName } from '../src/executor/lower/lowering.ts'
 import { Executor } from '../src/executor/run.ts'
+import { storeShape } from '../src/executor/store-shape.ts'
 import { cpuDevice } from '../src/ggml/device.ts'
 import { f32, type GgufValue, str, u32 } from '../src/ggml/gguf/index.ts'
 import { loadNative } from '../src/ggml/library.ts'
@@ -136,14 +136,11 @@ async function compare(path: string, model: string, type: string, options: Parit
   const lowering = options.lowering ?? 'flash'
   await loadNative()
   using ours = await Model.load(path, () => ({ device: cpuDevice(), contextLength: CONTEXT }))
-  const { layers, headDim, kvHeads, vocab } = ours.config
-  const valuesTransposed = wantsTransposed(lowering, 'f16', ours.device)
-  using cache = new UniformCache(
-    { layers, headDim, kvHeads, cells: CONTEXT, keyType: 'f16', valueType: 'f16', valuesTransposed },
-    ours.device,
-  )
-  using executor = new Executor(ours, cache, { threads, lowering })
-  const sequence = new Sequence(executor)
+  const { vocab } = ours.config
+  const shape = { cells: CONTEXT, keyType: 'f16', valueType: 'f16', lowering } as const
+  using store = new KvStore(storeShape(ours.config, shape, ours.device), ours.device)
+  using executor = new Executor(ours, store, { threads, lowering })
+  using sequence = new Sequence(executor, CONTEXT)
   using peer = await Peer.load(path, { contextLength: CONTEXT, chunk: CHUNK, threads })
 
   const random = new Random(7)

@@ -5,12 +5,13 @@
  */
 import { availableParallelism } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type CacheType, UniformCache } from '../src/cache/uniform.ts'
+import type { CacheType } from '../src/cache/arena.ts'
+import { KvStore } from '../src/cache/store.ts'
 import { modelPath } from '../src/engine/options.ts'
 import { Sequence } from '../src/engine/sequence.ts'
-import { wantsTransposed } from '../src/executor/lower/choose.ts'
 import type { LoweringName } from '../src/executor/lower/lowering.ts'
 import { Executor } from '../src/executor/run.ts'
+import { storeShape } from '../src/executor/store-shape.ts'
 import { cpuDevice } from '../src/ggml/device.ts'
 import { loadNative } from '../src/ggml/library.ts'
 import type { GgmlType } from '../src/ggml/types.ts'
@@ -123,14 +124,11 @@ async function race(path: string, model: string, options: SpeedOptions, report: 
   const contextLength = Math.max(...contexts) + 2 * DECODE_TOKENS
   await loadNative()
   using ours = await Model.load(path, () => ({ device: cpuDevice(), contextLength }))
-  const { layers, headDim, kvHeads, vocab } = ours.config
-  const valuesTransposed = wantsTransposed(lowering, type, ours.device)
-  using cache = new UniformCache(
-    { layers, headDim, kvHeads, cells: contextLength, keyType: type, valueType: type, valuesTransposed },
-    ours.device,
-  )
-  using executor = new Executor(ours, cache, { threads, lowering })
-  const sequence = new Sequence(executor)
+  const { vocab } = ours.config
+  const shape = { cells: contextLength, keyType: type, valueType: type, lowering }
+  using store = new KvStore(storeShape(ours.config, shape, ours.device), ours.device)
+  using executor = new Executor(ours, store, { threads, lowering })
+  using sequence = new Sequence(executor, contextLength)
   const size = Math.ceil(contextLength / 256) * 256
   using peer = await Peer.load(path, { contextLength: size, chunk: CHUNK, threads, keyType: type, valueType: type })
   const random = new Random(11)

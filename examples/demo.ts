@@ -12,7 +12,7 @@ const SENTENCES = 145
 using engine = await Engine.load('house')
 const { text, questions } = makeDocument(SEED, SENTENCES)
 console.log(
-  `${engine.model.config.name} on ${engine.model.device.name}. The document begins:\n  ${text.slice(0, 300)}...\n`,
+  `${engine.info.name} on ${engine.info.device}. The document begins:\n  ${text.slice(0, 300)}...\n`,
 )
 
 const messages: ChatMessage[] = []

@@ -1,5 +1,5 @@
 /** All that `import 'kvasir'` gives. */
-export { CACHE_TYPES, type CacheType } from './cache/uniform.ts'
+export { CACHE_TYPES, type CacheType } from './cache/arena.ts'
 export { ERROR_CODES, type ErrorCode, KvasirError } from './contract/errors.ts'
 export { Engine } from './engine/engine.ts'
 export type { EngineOptions } from './engine/options.ts'

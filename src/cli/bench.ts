@@ -3,7 +3,7 @@ import { type Command, Option } from 'commander'
 import type { ExactnessRow } from '../../bench/exactness.ts'
 import type { ParityRow } from '../../bench/parity.ts'
 import type { SpeedRow } from '../../bench/speed.ts'
-import { CACHE_TYPES, type CacheType } from '../cache/uniform.ts'
+import { CACHE_TYPES, type CacheType } from '../cache/arena.ts'
 import { KvasirError, nearest } from '../contract/errors.ts'
 import type { LoweringName } from '../executor/lower/lowering.ts'
 import { GGML_TYPES, type GgmlType } from '../ggml/types.ts'
@@ -53,7 +53,7 @@ export const speedOptions = (): Option[] => [
 export const exactnessOptions = (): Option[] => [
   list('-k, --keys <counts>', 'cached rows (default: 512,8192,32768)'),
   list('--queries <counts>', 'queries of a step: 1 decodes, more are a chunk of a prompt (default: 1 and a tile)'),
-  list('--cache-types <types>', `types of cached keys and values (default: ${CACHE_TYPES.join(',')})`),
+  list('--cache-types <types>', `types of cached keys and values (default: f16,bf16,f32,q8_0)`),
   threadsOption(),
   rowsJson(),
 ]

@@ -4,11 +4,13 @@ import { KvasirError, nearest, showBytes } from '../contract/errors.ts'
 import type { Conversation } from './conversation.ts'
 import { summary } from './run.ts'
 
+type Answer = 'leave' | undefined
+
 export interface ChatCommand {
   readonly name: string
   readonly usage: string
   readonly help: string
-  readonly run: (chat: Conversation, argument: string, say: (text: string) => void) => 'leave' | undefined
+  readonly run: (chat: Conversation, argument: string, say: (text: string) => void) => Answer | Promise<Answer>
 }
 
 export const COMMANDS: readonly ChatCommand[] = [
@@ -67,8 +69,9 @@ export const COMMANDS: readonly ChatCommand[] = [
     name: 'stats',
     usage: '/stats',
     help: 'speed of the last answer, room left',
-    run(chat, _argument, say) {
-      const { timings, contextLength, kvBytes } = chat
+    async run(chat, _argument, say) {
+      const { timings, contextLength } = chat
+      const kvBytes = await chat.kvBytes()
       if (timings) say(summary(timings))
       const used = timings ? timings.prompt_tokens + timings.generated_tokens : 0
       say(
@@ -81,10 +84,10 @@ export const COMMANDS: readonly ChatCommand[] = [
 ]
 
 /** @throws KvasirError INVALID_ARGUMENT */
-export function runCommand(line: string, chat: Conversation, say: (text: string) => void): 'leave' | undefined {
+export async function runCommand(line: string, chat: Conversation, say: (text: string) => void): Promise<Answer> {
   const [, name = '', argument = ''] = /^\/(\S*)\s*([\s\S]*)$/.exec(line)!
   const found = COMMANDS.find((c) => c.name === name)
-  if (found) return found.run(chat, argument.trim(), say)
+  if (found) return await found.run(chat, argument.trim(), say)
   const guess = nearest(
     name,
     COMMANDS.map((c) => c.name),

@@ -39,7 +39,7 @@ async function run(model: string, flags: Flags): Promise<void> {
   /** Everything that is not an answer goes to stderr, so that stdout can be kept. */
   const say = (text: string) => void process.stderr.write(`${text}\n`)
   if (reader.isTerminal)
-    say(`${engine.model.config.name}, context of ${engine.contextLength} tokens. /help for help, Ctrl-D to leave.`)
+    say(`${engine.info.name}, context of ${engine.info.contextLength} tokens. /help for help, Ctrl-D to leave.`)
 
   for (;;) {
     const input = await reader.next()
@@ -48,7 +48,7 @@ async function run(model: string, flags: Flags): Promise<void> {
     try {
       const isCommand = input.startsWith('/') && !input.startsWith('//')
       if (!isCommand) await answer(conversation, input.replace(/^\/\//, '/'), reader, say)
-      else if (runCommand(input, conversation, say) === 'leave') return
+      else if ((await runCommand(input, conversation, say)) === 'leave') return
     } catch (error) {
       if (!(error instanceof KvasirError)) throw error
       say(`error: ${error.message}`)

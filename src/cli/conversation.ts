@@ -23,15 +23,16 @@ export class Conversation {
   }
 
   get contextLength(): number {
-    return this.#engine.contextLength
+    return this.#engine.info.contextLength
   }
 
   get messages(): ChatMessage[] {
     return [...(this.system === null ? [] : [{ role: 'system', content: this.system }]), ...this.#turns]
   }
 
-  get kvBytes(): { readonly allocated: number; readonly used: number } {
-    return this.#engine.kvBytes
+  async kvBytes(): Promise<{ readonly allocated: number; readonly used: number }> {
+    const { kv } = await this.#engine.status()
+    return { allocated: kv.allocatedBytes, used: kv.usedBytes }
   }
 
   clear(): void {

@@ -1,5 +1,5 @@
 /** What a GGUF header tells, also of models that do not run here: for those only as far as the usual keys are there. */
-import { CACHE_TYPES, type CacheType, cacheBytes } from '../cache/uniform.ts'
+import { arenaBytes, type CacheType, pagesFor } from '../cache/arena.ts'
 import { KvasirError } from '../contract/errors.ts'
 import { type Device, deviceNamed, devices } from '../ggml/device.ts'
 import { type GgufFile, type GgufMetadata, readGguf } from '../ggml/gguf/index.ts'
@@ -182,13 +182,16 @@ function number(metadata: GgufMetadata, key: string): number | null {
   return typeof value === 'number' ? value : null
 }
 
+/** Cache types whose sizes are told. */
+export const SHOWN_TYPES = ['f16', 'f32', 'q8_0', 'q4_0'] as const satisfies readonly CacheType[]
+
 function memory(config: ModelConfig, weights: number): MemoryRow[] {
   const contexts = [...CONTEXTS.filter((c) => c < config.contextLength), config.contextLength]
-  const types = CACHE_TYPES.filter((type) => config.headDim % GGML_TYPES[type].block === 0)
+  const types = SHOWN_TYPES.filter((type) => config.headDim % GGML_TYPES[type].block === 0)
   return contexts.map((context) => {
     const { layers, headDim, kvHeads } = config
-    const shape = { layers, headDim, kvHeads, cells: context, valuesTransposed: false }
-    const kv = types.map((type) => [type, cacheBytes({ ...shape, keyType: type, valueType: type })] as const)
+    const shape = { layers, headDim, kvHeads, pages: pagesFor(context), valuesTransposed: false }
+    const kv = types.map((type) => [type, arenaBytes({ ...shape, keyType: type, valueType: type })] as const)
     return {
       context,
       weights_bytes: weights,

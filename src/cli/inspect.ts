@@ -1,9 +1,8 @@
 /** `kvasir inspect`: what a model file is, where its weights would lie, what it would need. Reads only the header. */
 import { type Command, Option } from 'commander'
-import { CACHE_TYPES } from '../cache/uniform.ts'
 import { showBytes } from '../contract/errors.ts'
 import { freeHostBytes } from '../model/memory.ts'
-import { type Description, describe } from './describe.ts'
+import { type Description, describe, SHOWN_TYPES } from './describe.ts'
 import { modelFile } from './model.ts'
 import { addOptions, jsonOption } from './options.ts'
 import { type Column, Table } from './table.ts'
@@ -76,7 +75,7 @@ function showMemory(d: Description): string {
   if (!d.memory) return ''
   type Row = (typeof d.memory)[number]
   const free = freeHostBytes()
-  const columns: Column<Row>[] = CACHE_TYPES.map((type) => ({
+  const columns: Column<Row>[] = SHOWN_TYPES.map((type) => ({
     title: `cache ${type}`,
     width: 12,
     show: (row) => {

@@ -1,7 +1,7 @@
 /** Flags that several commands share, and what they become for the library. Ranges are checked there, not here. */
 import { readFileSync } from 'node:fs'
 import { type Command, InvalidArgumentError, Option } from 'commander'
-import { CACHE_TYPES, type CacheType } from '../cache/uniform.ts'
+import { CACHE_TYPES, type CacheType } from '../cache/arena.ts'
 import { KvasirError } from '../contract/errors.ts'
 import { DEFAULT_CONTEXT, type EngineOptions } from '../engine/options.ts'
 import type { GenerateRequest } from '../engine/request.ts'
@@ -25,7 +25,7 @@ export interface EngineFlags {
   readonly cacheTypeK?: CacheType
   readonly cacheTypeV?: CacheType
   readonly lowering?: LoweringName
-  readonly chunk?: number
+  readonly tokenBudget?: number
 }
 
 export const threadsOption = () =>
@@ -46,7 +46,7 @@ export const engineOptions = (): Option[] => [
   new Option('--cache-type-k <type>', 'type of cached keys (default: f16)').choices(CACHE_TYPES),
   new Option('--cache-type-v <type>', 'type of cached values (default: f16)').choices(CACHE_TYPES),
   loweringOption(),
-  new Option('--chunk <tokens>', 'most tokens of a prompt in one step (default: 512)').argParser(toNumber),
+  new Option('--token-budget <rows>', 'most rows of a step (default: 512)').argParser(toNumber),
 ]
 
 export function toEngineOptions(f: EngineFlags): EngineOptions {
@@ -57,7 +57,7 @@ export function toEngineOptions(f: EngineFlags): EngineOptions {
     keyType: f.cacheTypeK,
     valueType: f.cacheTypeV,
     lowering: f.lowering,
-    chunk: f.chunk,
+    tokenBudget: f.tokenBudget,
   })
 }
 

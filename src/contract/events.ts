@@ -34,12 +34,8 @@ export type RequestEvent =
     }
   | { readonly kind: 'request-admit'; readonly request: RequestId; readonly cachedTokens: number }
   | { readonly kind: 'request-first-token'; readonly request: RequestId; readonly ttftMs: number }
-  | {
-      readonly kind: 'request-preempt'
-      readonly request: RequestId
-      readonly how: 'swap' | 'recompute'
-      readonly rows: number
-    }
+  /** Back to waiting. Its full blocks stay as stored prefixes for as long as there is room, or go to a tier. */
+  | { readonly kind: 'request-preempt'; readonly request: RequestId; readonly rows: number }
   | {
       readonly kind: 'request-end'
       readonly request: RequestId

@@ -2,7 +2,7 @@
  * What the scheduler hands to the executor. A prompt chunk, a decode step, a few layers of either: all are work items. The
  * residual stream is a table of rows; rows join and leave at layer boundaries.
  */
-import type { CellId, Position, Range, SequenceId, TokenId } from './units.ts'
+import type { Position, Range, SequenceId, TokenId } from './units.ts'
 
 export type WorkInput =
   /** One token id per row. */
@@ -19,6 +19,13 @@ export interface WorkOutputs {
   readonly hidden: boolean
 }
 
+/** Where an item's keys and values go, in the sequence's table. */
+export type WorkStore =
+  /** The rows that were appended last, in every layer and head. */
+  | { readonly kind: 'tail' }
+  /** These cells of a uniform sequence's column: rows that are there already are computed again. */
+  | { readonly kind: 'cells'; readonly cells: readonly number[] | Int32Array }
+
 /** Which cached keys a row may see. */
 export type WorkMask =
   /** All cells of the sequence at the row's position or before it. */
@@ -28,8 +35,7 @@ export interface WorkItem {
   readonly sequence: SequenceId
   /** Place of each row in the text. */
   readonly positions: readonly Position[] | Int32Array
-  /** Where each row's key and value are stored. */
-  readonly cells: readonly CellId[] | Int32Array
+  readonly store: WorkStore
   /** Layers to run, half-open. */
   readonly layers: Range
   readonly input: WorkInput
@@ -37,7 +43,10 @@ export interface WorkItem {
   readonly mask: WorkMask
 }
 
-/** Work that runs as one graph. */
+/**
+ * Work that runs as one graph: linear layers over the rows of all items together, attention per item. Items of one sequence
+ * in one step must not read what another of them stores.
+ */
 export interface Step {
   readonly items: readonly WorkItem[]
 }

@@ -1,52 +1,71 @@
 /**
- * The engine: a model, a cache and a loop from request to tokens.
+ * The engine in this process: a model, a store of keys and values, and the loop that serves requests.
  *
  * ```ts
- * using engine = await LocalEngine.load('house')
+ * await using engine = await LocalEngine.load('house')
  * for await (const part of engine.generate({ messages: [{ role: 'user', content: 'Hello' }] })) process.stdout.write(part.text)
  * ```
  */
-import { setImmediate } from 'node:timers/promises'
-import { type CacheShape, cacheBytes, UniformCache } from '../cache/uniform.ts'
-import { KvasirError } from '../contract/errors.ts'
-import { wantsTransposed } from '../executor/lower/choose.ts'
+import { arenaBytes, PAGE_CELLS, pageBytes } from '../cache/arena.ts'
+import { type CacheIdentity, fileDigest } from '../cache/identity.ts'
+import { PrefixCache } from '../cache/prefix-cache.ts'
+import { KvStore, type StoreShape } from '../cache/store.ts'
+import { KvasirError, showBytes } from '../contract/errors.ts'
+import type { EngineEvent, Logged } from '../contract/events.ts'
 import { Executor, scratchBytes } from '../executor/run.ts'
-import { deviceNamed, devices } from '../ggml/device.ts'
+import { storeShape } from '../executor/store-shape.ts'
+import { type Device, deviceNamed, devices } from '../ggml/device.ts'
 import { loadNative } from '../ggml/library.ts'
 import type { ModelConfig } from '../model/config.ts'
+import { freeHostBytes } from '../model/memory.ts'
 import { Model } from '../model/model.ts'
-import { Sampler } from '../model/sampling/sampler.ts'
+import { checkSampling } from '../model/sampling/params.ts'
 import { ChatTemplate } from '../model/template/template.ts'
 import { StopMatcher } from '../model/tokenizer/stop.ts'
-import { TextStream } from '../model/tokenizer/stream.ts'
-import type { WeightReport } from '../model/weights/load.ts'
+import { DEFAULT_SCHEDULER_OPTIONS, schedulerNamed } from '../scheduler/index.ts'
+import type { EngineApi, EngineInfo, EngineStatus } from './api.ts'
+import type { Task } from './branch.ts'
+import { EventLog } from './events.ts'
+import { EngineLoop } from './loop.ts'
 import { type CompleteOptions, completeOptions, DEFAULT_CONTEXT, type EngineOptions, modelPath } from './options.ts'
-import type { FinishReason, GeneratePart, GenerateRequest, Timings } from './request.ts'
-import { Sequence } from './sequence.ts'
-import { Turns } from './turn.ts'
+import { PartQueue } from './parts.ts'
+import { checkRequest, type GeneratePart, type GenerateRequest } from './request.ts'
 
-/** Quick steps run on the calling thread; at least this often, in milliseconds, the event loop gets its turn. */
-const YIELD_MS = 10
+type PromptOf = Pick<GenerateRequest, 'messages' | 'prompt' | 'tokens'>
 
-export class LocalEngine implements Disposable {
+export class LocalEngine implements EngineApi, Disposable {
   readonly model: Model
   readonly options: CompleteOptions
-  /** Tokens of prompt and answer together that fit. */
-  readonly contextLength: number
-  readonly #cache: UniformCache
+  readonly info: EngineInfo
+  readonly store: KvStore
   readonly #executor: Executor
-  readonly #sequence: Sequence
+  readonly #prefixes: PrefixCache
+  readonly #loop: EngineLoop
+  readonly #events: EventLog
+  readonly #tasks = new Set<Task>()
   #template: ChatTemplate | null = null
-  readonly #turns = new Turns()
   #disposed = false
 
-  private constructor(model: Model, cache: UniformCache, options: CompleteOptions, contextLength: number) {
+  private constructor(
+    model: Model,
+    store: KvStore,
+    options: CompleteOptions,
+    info: EngineInfo,
+    prefixes: PrefixCache,
+    events: EventLog,
+  ) {
     this.model = model
     this.options = options
-    this.contextLength = contextLength
-    this.#cache = cache
-    this.#executor = new Executor(model, cache, options)
-    this.#sequence = new Sequence(this.#executor)
+    this.info = info
+    this.store = store
+    this.#executor = new Executor(model, store, { ...options, mostItems: options.maxSequences })
+    this.#prefixes = prefixes
+    this.#events = events
+    this.#loop = new EngineLoop(model, store, this.#executor, this.#prefixes, this.#events, {
+      ...DEFAULT_SCHEDULER_OPTIONS,
+      ...options,
+      scheduler: schedulerNamed(options.scheduler),
+    })
   }
 
   /**
@@ -60,147 +79,107 @@ export class LocalEngine implements Disposable {
     const device = complete.device
       ? deviceNamed(complete.device)
       : (devices().find((d) => d.kind === 'gpu' || d.kind === 'igpu') ?? deviceNamed('CPU'))
+    const path = modelPath(model)
     let contextLength = 0
-    const shape = (config: ModelConfig): CacheShape => ({
-      layers: config.layers,
-      headDim: config.headDim,
-      kvHeads: config.kvHeads,
-      cells: contextLength,
-      keyType: complete.keyType,
-      valueType: complete.valueType,
-      valuesTransposed: wantsTransposed(complete.lowering, complete.valueType, device),
-    })
-    const loaded = await Model.load(modelPath(model), (config) => {
+    let shape: StoreShape | undefined
+    const events = new EventLog()
+    const loaded = await Model.load(path, (config) => {
       contextLength = complete.contextLength ?? Math.min(config.contextLength, DEFAULT_CONTEXT)
+      shape = planStore(config, complete, contextLength, device)
+      const kv = shape.arenas.reduce((sum, a) => sum + arenaBytes({ ...shape!, ...a }), complete.hostCacheBytes)
       return {
         device,
         contextLength,
         alsoNeeds: [
-          { what: `KV cache of ${contextLength} tokens`, bytes: cacheBytes(shape(config)) },
-          { what: 'intermediate results', bytes: scratchBytes(config, complete.chunk, contextLength) },
+          { what: `KV cache of ${contextLength} tokens`, bytes: kv },
+          { what: 'intermediate results', bytes: scratchBytes(config, complete.tokenBudget, contextLength) },
         ],
         ...(complete.onProgress ? { onProgress: complete.onProgress } : {}),
       }
     })
-    let cache: UniformCache | undefined
+    let store: KvStore | undefined
     try {
-      cache = new UniformCache(shape(loaded.config), device)
-      return new LocalEngine(loaded, cache, complete, contextLength)
+      const made = new KvStore(shape!, device)
+      store = made
+      const info = describe(loaded, made, Math.min(contextLength, made.arenas[0]!.cells))
+      const emit = (event: EngineEvent) => events.add(event)
+      const prefixes = await PrefixCache.open(
+        made,
+        // Without a disk nobody else meets these blocks, and the file need not be read for its digest.
+        complete.diskCache === null
+          ? identityOf(loaded, made, complete, path)
+          : await fullIdentity(loaded, made, complete),
+        { ...complete, emit },
+      )
+      return new LocalEngine(loaded, made, complete, info, prefixes, events)
     } catch (error) {
-      cache?.[Symbol.dispose]()
+      store?.[Symbol.dispose]()
       loaded[Symbol.dispose]()
       throw error
     }
   }
 
-  /**
-   * Generates one answer. Requests are served one after the other. The prompt is never shortened.
-   * @throws KvasirError INVALID_ARGUMENT, CONTEXT_OVERFLOW, TEMPLATE_FAILED, GRAMMAR_INVALID, ABORTED
-   */
   async *generate(request: GenerateRequest): AsyncGenerator<GeneratePart, void, undefined> {
-    const arrived = performance.now()
     this.#checkAlive()
-    checkRequest(request)
-    const prompt = this.encodePrompt(request)
-    const room = this.contextLength - prompt.length
-    if (room < 1)
-      throw new KvasirError(
-        'CONTEXT_OVERFLOW',
-        `the prompt has ${prompt.length} tokens, and the context holds ${this.contextLength}, at least one of them for the ` +
-          'answer. Shorten the prompt, or load the model with a larger contextLength (--context)',
-        { promptTokens: prompt.length, contextLength: this.contextLength },
-      )
-    using sampler = new Sampler(this.model.tokenizer, request.sampling ?? {})
-    const endTurn = await this.#turns.take(request.signal)
+    const task = this.#task(request)
+    const abort = () => this.#cancel(task, request.signal?.reason)
+    if (request.signal?.aborted) throw new KvasirError('ABORTED', 'stopped by the caller', {}, request.signal.reason)
+    this.#loop.submit(task)
+    this.#tasks.add(task)
+    request.signal?.addEventListener('abort', abort, { once: true })
     try {
-      this.#checkAlive()
-      yield* this.#answer(request, prompt, sampler, room, arrived)
+      for (;;) {
+        const part = await task.parts.next()
+        if (part === undefined) return
+        yield part
+      }
     } finally {
-      endTurn()
+      request.signal?.removeEventListener('abort', abort)
+      this.#tasks.delete(task)
+      if (task.open > 0) this.#cancel(task, 'the caller left')
     }
   }
 
-  async *#answer(
-    request: GenerateRequest,
-    prompt: Int32Array,
-    sampler: Sampler,
-    room: number,
-    arrived: number,
-  ): AsyncGenerator<GeneratePart, void, undefined> {
-    const { tokenizer } = this.model
-    const sequence = this.#sequence
-    const stream = new TextStream(tokenizer)
-    const stops = new StopMatcher(typeof request.stop === 'string' ? [request.stop] : (request.stop ?? []))
-    const stopTokens = new Set(request.stopTokens)
-    const most = Math.min(request.maxTokens ?? room, room)
+  /** Ends a request. What was made before can still be read; its pages are free before the next step. */
+  #cancel(task: Task, reason: unknown): void {
+    task.cancelled ??= reason ?? 'aborted'
+    this.#loop.wake()
+  }
 
-    const start = performance.now()
-    const cached = sequence.keepPrefix(prompt)
-    let logits = await sequence.append(prompt.subarray(cached), this.options.chunk, request.signal)
-    sampler.acceptPrompt(prompt)
-    const promptEnd = performance.now()
-    let firstToken = promptEnd
-    let lastYield = promptEnd
-    let generated = 0
-
-    const end = (reason: FinishReason, text: string): GeneratePart => ({
-      kind: 'end',
-      text,
-      reason,
-      seed: sampler.seed,
-      timings: {
-        prompt_tokens: prompt.length,
-        cached_tokens: cached,
-        prompt_ms: promptEnd - start,
-        generated_tokens: generated,
-        generated_ms: performance.now() - promptEnd,
-        ttft_ms: firstToken - arrived,
-        compute_ms: sequence.computeMs,
-      } satisfies Timings,
-    })
-
-    for (;;) {
-      const { token, logprob, top } = sampler.sample(logits)
-      generated++
-      if (generated === 1) firstToken = performance.now()
-      const held = () => stops.flush()
-      if (tokenizer.isEndOfGeneration(token)) {
-        yield end({ kind: 'end-of-answer', token }, finish(stream, stops))
-        return
-      }
-      if (stopTokens.has(token)) {
-        yield end({ kind: 'stop', stop: token }, finish(stream, stops))
-        return
-      }
-      sampler.accept(token)
-      const { emit, stopped } = stops.feed(stream.push(token))
-      yield {
-        kind: 'token',
-        token,
-        text: emit,
-        ...(logprob === undefined ? {} : { logprob }),
-        ...(top === undefined ? {} : { top }),
-      }
-      if (stopped !== null) {
-        yield end({ kind: 'stop', stop: stopped }, '')
-        return
-      }
-      if (generated >= most) {
-        const last = stops.feed(stream.flush())
-        const full = most === room && request.maxTokens !== room
-        yield end({ kind: full ? 'context-full' : 'max-tokens' }, last.emit + held())
-        return
-      }
-      if (performance.now() - lastYield > YIELD_MS) {
-        await setImmediate()
-        lastYield = performance.now()
-      }
-      logits = await sequence.append(Int32Array.of(token), 1, request.signal)
+  #task(request: GenerateRequest): Task {
+    checkRequest(request, this.options.maxSequences)
+    const prompt = this.encodePrompt(request)
+    const { contextLength } = this.info
+    const room = contextLength - prompt.length
+    if (room < 1)
+      throw new KvasirError(
+        'CONTEXT_OVERFLOW',
+        `the prompt has ${prompt.length} tokens, and the context holds ${contextLength}, at least one of them for the ` +
+          'answer. Shorten the prompt, or load the model with a larger contextLength (--context)',
+        { promptTokens: prompt.length, contextLength },
+      )
+    const now = performance.now()
+    checkSampling(request.sampling ?? {}, this.model.tokenizer.vocabSize)
+    new StopMatcher(typeof request.stop === 'string' ? [request.stop] : (request.stop ?? []))
+    return {
+      request,
+      prompt,
+      tenant: request.tenant ?? '',
+      root: this.#prefixes.root(request.tenant ?? '', request.salt ?? ''),
+      maxTokens: Math.min(request.maxTokens ?? room, room),
+      endsContext: request.maxTokens === undefined || request.maxTokens > room,
+      samples: request.samples ?? 1,
+      arrivedMs: now,
+      deadlineMs: request.deadlineMs === undefined ? null : now + request.deadlineMs,
+      parts: new PartQueue(() => this.#loop.wake()),
+      cancelled: undefined,
+      ...{ startedMs: 0, promptEndMs: 0, firstTokenMs: 0, cachedTokens: 0, computeMs: 0 },
+      open: 1,
     }
   }
 
   /** The tokens of a request's prompt. @throws KvasirError INVALID_ARGUMENT, TEMPLATE_FAILED */
-  encodePrompt(request: Pick<GenerateRequest, 'messages' | 'prompt' | 'tokens'>): Int32Array {
+  encodePrompt(request: PromptOf): Int32Array {
     const { tokenizer } = this.model
     let tokens: Int32Array
     if (request.tokens) {
@@ -216,65 +195,166 @@ export class LocalEngine implements Disposable {
     return tokens
   }
 
+  async tokenize(request: PromptOf): Promise<Int32Array> {
+    this.#checkAlive()
+    return this.encodePrompt(request)
+  }
+
+  async detokenize(tokens: readonly number[] | Int32Array): Promise<string> {
+    this.#checkAlive()
+    return this.model.tokenizer.decode(tokens)
+  }
+
   /** The model's chat template; ChatML for a model that has none. @throws KvasirError TEMPLATE_FAILED for a broken one. */
   get chatTemplate(): ChatTemplate {
     return (this.#template ??= ChatTemplate.of(this.model.tokenizer))
   }
 
-  /** Where the weights lie. */
-  get weights(): readonly WeightReport[] {
-    return this.model.weights.report
+  async status(): Promise<EngineStatus> {
+    this.#checkAlive()
+    return {
+      running: this.#loop.running,
+      waiting: this.#loop.waiting,
+      kv: {
+        allocatedBytes: this.store.bytes,
+        usedBytes: this.store.usedBytes,
+        prefixBytes: this.#prefixes.evictablePages * this.store.arenas[0]!.pageBytes,
+        hostBytes: this.#prefixes.hostBytes,
+        diskBytes: this.#prefixes.diskBytes,
+      },
+      scratchBytes: this.#executor.scratchBytes,
+      totals: { ...this.#loop.totals, restarts: 0 },
+    }
   }
 
-  /** Bytes of the KV cache: as allocated, and what its used cells stand for. */
-  get kvBytes(): { readonly allocated: number; readonly used: number } {
-    return { allocated: this.#cache.bytes, used: this.#cache.usedBytes }
+  onEvent(listener: (event: Logged<EngineEvent>) => void): () => void {
+    return this.#events.on(listener)
   }
 
-  /** Bytes held for intermediate results. */
-  get scratchBytes(): number {
-    return this.#executor.scratchBytes
+  /** Events that are still kept, behind `id`. */
+  eventsSince(id: number): readonly Logged<EngineEvent>[] {
+    return this.#events.since(id)
+  }
+
+  async clearCache(): Promise<void> {
+    this.#checkAlive()
+    await this.#prefixes.clear()
+  }
+
+  async saveSession(path: string, request: PromptOf): Promise<number> {
+    this.#checkAlive()
+    const root = this.#prefixes.root('', '')
+    return await this.#prefixes.save(path, root, [...this.encodePrompt(request)], await this.#identity())
+  }
+
+  async loadSession(path: string): Promise<number> {
+    this.#checkAlive()
+    return await this.#prefixes.restore(path, this.#prefixes.root('', ''), await this.#identity())
+  }
+
+  #identity(): Promise<CacheIdentity> {
+    return fullIdentity(this.model, this.store, this.options)
+  }
+
+  /** Stored prefixes, for checks and displays. */
+  get prefixes(): PrefixCache {
+    return this.#prefixes
   }
 
   #checkAlive(): void {
     if (this.#disposed) throw new KvasirError('DISPOSED', 'this engine was disposed of')
   }
 
-  /** @throws KvasirError INVALID_ARGUMENT while a request is being served: abort it and wait for its end first. */
-  dispose(): void {
+  async dispose(): Promise<void> {
     if (this.#disposed) return
-    if (this.#turns.busy)
-      throw new KvasirError(
-        'INVALID_ARGUMENT',
-        'a request is being served: abort it and wait for its end before dispose',
-      )
     this.#disposed = true
+    for (const task of this.#tasks) this.#cancel(task, 'the engine was disposed of')
+    await this.#loop.idle()
+    await this.#prefixes.close()
+    this.#free()
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose()
+  }
+
+  /** @throws KvasirError INVALID_ARGUMENT while requests are being served: `await dispose()` ends them. */
+  [Symbol.dispose](): void {
+    if (this.#disposed) return
+    if (this.#tasks.size > 0)
+      throw new KvasirError('INVALID_ARGUMENT', 'requests are being served: `await engine.dispose()` ends them')
+    this.#disposed = true
+    void this.#prefixes.close()
+    this.#free()
+  }
+
+  #free(): void {
     this.#executor[Symbol.dispose]()
-    this.#cache[Symbol.dispose]()
+    this.store[Symbol.dispose]()
     this.model[Symbol.dispose]()
   }
+}
 
-  [Symbol.dispose](): void {
-    this.dispose()
+/** Default of `kvMemory`, in contexts, and the share of the free memory that it may take. */
+const DEFAULT_CONTEXTS = 4
+const DEFAULT_SHARE = 1 / 8
+
+/** The store that `kvMemory` pays for. @throws KvasirError KV_BUDGET when that is less than one page's worth */
+function planStore(config: ModelConfig, o: CompleteOptions, contextLength: number, device: Device): StoreShape {
+  const shapeOf = (cells: number) => storeShape(config, { ...o, cells }, device)
+  const perPage = pageBytes({ ...shapeOf(1), ...shapeOf(1).arenas[0]! })
+  const step = shapeOf(1).arenas[0]!.pages
+  const context = arenaBytes({ ...shapeOf(contextLength), ...shapeOf(contextLength).arenas[0]! })
+  const free = device.kind === 'cpu' ? freeHostBytes() : device.memory().free
+  const budget = o.kvMemory ?? Math.max(context, Math.min(DEFAULT_CONTEXTS * context, free * DEFAULT_SHARE))
+  const pages = Math.floor((budget - o.hostCacheBytes) / perPage / step) * step
+  if (pages < step)
+    throw new KvasirError(
+      'KV_BUDGET',
+      `kvMemory of ${showBytes(budget)}${o.hostCacheBytes ? `, less ${showBytes(o.hostCacheBytes)} for hostCacheBytes,` : ''} ` +
+        `does not hold the ${showBytes(step * perPage)} that ${step} pages take. Give more of it`,
+      { budgetBytes: budget, neededBytes: step * perPage },
+    )
+  const shape = shapeOf(1)
+  return { ...shape, arenas: [{ ...shape.arenas[0]!, pages }] }
+}
+
+function describe(
+  { file, config, device, tokenizer, weights }: Model,
+  store: KvStore,
+  contextLength: number,
+): EngineInfo {
+  const arena = store.arenas[0]!
+  const { architecture, name, layers, width, heads, kvHeads, headDim } = config
+  return {
+    file: file.path,
+    ...{ name, architecture, layers, width, heads, kvHeads, headDim },
+    vocabSize: tokenizer.vocabSize,
+    device: device.name,
+    contextLength,
+    kvMemory: store.bytes,
+    kvBytesPerToken: arena.pageBytes / PAGE_CELLS,
+    weights: weights.report,
   }
 }
 
-function finish(stream: TextStream, stops: StopMatcher): string {
-  return stops.feed(stream.flush()).emit + stops.flush()
+async function fullIdentity(model: Model, store: KvStore, o: CompleteOptions): Promise<CacheIdentity> {
+  const digests = await Promise.all(model.file.parts.map((part) => fileDigest(part.path)))
+  return identityOf(model, store, o, digests.join('+'))
 }
 
-const FIELDS = ['messages', 'prompt', 'tokens', 'sampling', 'maxTokens', 'stop', 'stopTokens', 'signal']
-
-function checkRequest(request: GenerateRequest): void {
-  const unknown = Object.keys(request).find((k) => !FIELDS.includes(k))
-  if (unknown) throw new KvasirError('INVALID_ARGUMENT', `unknown field "${unknown}". Known: ${FIELDS.join(', ')}`)
-  const given = (['messages', 'prompt', 'tokens'] as const).filter((k) => request[k] !== undefined)
-  if (given.length !== 1)
-    throw new KvasirError(
-      'INVALID_ARGUMENT',
-      `a request needs one of messages, prompt and tokens; it has ${given.join(' and ') || 'none'}`,
-    )
-  const { maxTokens } = request
-  if (maxTokens !== undefined && (!Number.isSafeInteger(maxTokens) || maxTokens < 1))
-    throw new KvasirError('INVALID_ARGUMENT', `maxTokens is ${maxTokens}; it must be a whole number from 1 up`)
+/** What cached rows depend on. Vocabulary and merges are in the model's file: one digest serves both. */
+function identityOf({ config }: Model, store: KvStore, o: CompleteOptions, digest: string): CacheIdentity {
+  const { keyType, valueType, valuesTransposed } = store.arenas[0]!.shape
+  const layout = `page${PAGE_CELLS} ${valuesTransposed ? 'transposed' : 'rows'} ${o.lowering}`
+  return {
+    model: digest,
+    tokenizer: digest,
+    adapters: [],
+    rope: { ...config.rope },
+    kv: { keys: keyType, values: valueType, layout },
+    policy: { name: 'full', params: {} },
+    tenant: '',
+    salt: '',
+  }
 }

@@ -4,10 +4,11 @@ import { existsSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { CACHE_TYPES, type CacheType } from '../cache/uniform.ts'
+import { CACHE_TYPES, type CacheType } from '../cache/arena.ts'
 import { KvasirError, nearest } from '../contract/errors.ts'
 import { LOWERINGS, type LoweringName } from '../executor/lower/lowering.ts'
 import type { LoadProgress } from '../model/weights/load.ts'
+import { DEFAULT_SCHEDULER_OPTIONS, type SchedulerName, schedulerNamed } from '../scheduler/index.ts'
 
 export interface EngineOptions {
   /** Tokens of prompt and answer together. Default: what the model was trained for, but no more than 8192. */
@@ -22,8 +23,25 @@ export interface EngineOptions {
   readonly valueType?: CacheType
   /** How attention is computed; `flash` gives libllama's logits bit for bit. Default `auto`. */
   readonly lowering?: LoweringName
-  /** Most tokens of a prompt in one step. Default 512. */
-  readonly chunk?: number
+  /**
+   * Bytes that KV caches may take, all requests and stored prefixes together. A promise: it is never exceeded. Default: four
+   * times `contextLength`, but no more than an eighth of the free memory, and no less than one `contextLength`.
+   */
+  readonly kvMemory?: number
+  /** Which work runs next. Default `sarathi-serve`. */
+  readonly scheduler?: SchedulerName
+  /** Most rows of a step: tokens of prompts, and one for each running answer. Default 512. */
+  readonly tokenBudget?: number
+  /** Most sequences that run at once. Default 16. */
+  readonly maxSequences?: number
+  /** Requests that may wait; more are refused with QUEUE_FULL. Default 256. */
+  readonly maxWaiting?: number
+  /** Folder in which computed blocks are kept, to be found again after a restart. Default: none. */
+  readonly diskCache?: string
+  /** Most bytes in `diskCache`. Default 8 GiB. */
+  readonly diskCacheBytes?: number
+  /** Bytes of ordinary memory for blocks that had to leave the cache; part of `kvMemory`. Default 0. */
+  readonly hostCacheBytes?: number
   /** Called while weights are loaded. */
   readonly onProgress?: LoadProgress
 }
@@ -36,14 +54,25 @@ export interface CompleteOptions {
   readonly keyType: CacheType
   readonly valueType: CacheType
   readonly lowering: LoweringName
-  readonly chunk: number
+  /** Null: see {@link EngineOptions}. */
+  readonly kvMemory: number | null
+  readonly scheduler: SchedulerName
+  readonly tokenBudget: number
+  readonly maxSequences: number
+  readonly maxWaiting: number
+  readonly diskCache: string | null
+  readonly diskCacheBytes: number
+  readonly hostCacheBytes: number
   readonly onProgress: LoadProgress | null
 }
 
 export const DEFAULT_CONTEXT = 8192
-const DEFAULT_CHUNK = 512
+const DEFAULT_DISK_BYTES = 8 * 2 ** 30
 
-const KNOWN = ['contextLength', 'threads', 'device', 'keyType', 'valueType', 'lowering', 'chunk', 'onProgress']
+const KNOWN = [
+  ...['contextLength', 'threads', 'device', 'keyType', 'valueType', 'lowering', 'kvMemory', 'scheduler', 'tokenBudget'],
+  ...['maxSequences', 'maxWaiting', 'diskCache', 'diskCacheBytes', 'hostCacheBytes', 'onProgress'],
+]
 
 /** @throws KvasirError INVALID_ARGUMENT that names the field, what was got and what is allowed. */
 export function completeOptions(o: EngineOptions): CompleteOptions {
@@ -70,7 +99,14 @@ export function completeOptions(o: EngineOptions): CompleteOptions {
     keyType: oneOf('keyType', o.keyType, 'f16', CACHE_TYPES),
     valueType: oneOf('valueType', o.valueType, 'f16', CACHE_TYPES),
     lowering: oneOf('lowering', o.lowering, 'auto', LOWERINGS),
-    chunk: whole('chunk', o.chunk, DEFAULT_CHUNK, 2 ** 16),
+    kvMemory: o.kvMemory === undefined ? null : whole('kvMemory', o.kvMemory, 0, 2 ** 50),
+    scheduler: schedulerNamed(o.scheduler).name as SchedulerName,
+    tokenBudget: whole('tokenBudget', o.tokenBudget, DEFAULT_SCHEDULER_OPTIONS.tokenBudget, 2 ** 16),
+    maxSequences: whole('maxSequences', o.maxSequences, DEFAULT_SCHEDULER_OPTIONS.maxSequences, 256),
+    maxWaiting: whole('maxWaiting', o.maxWaiting, 256, 2 ** 20),
+    diskCache: o.diskCache ?? null,
+    diskCacheBytes: whole('diskCacheBytes', o.diskCacheBytes, DEFAULT_DISK_BYTES, 2 ** 50),
+    hostCacheBytes: o.hostCacheBytes === 0 ? 0 : whole('hostCacheBytes', o.hostCacheBytes, 0, 2 ** 50),
     onProgress: o.onProgress ?? null,
   }
 }

@@ -1,36 +1,22 @@
 /**
- * The one sequence of an engine: which tokens its cells hold, and how more of them get there. Every prompt chunk and every
- * decode step is a work item.
+ * One sequence by itself, fed token by token: for measuring, and for whatever needs a model without a loop around it.
  */
-import type { UniformCache } from '../cache/uniform.ts'
-import type { SequenceId } from '../contract/units.ts'
+import type { KvSequence } from '../cache/store.ts'
 import type { Executor } from '../executor/run.ts'
 
-export class Sequence {
+export class Sequence implements Disposable {
   readonly #executor: Executor
-  readonly #cache: UniformCache
-  /** Token in each used cell. */
-  #tokens: number[] = []
-  /** Milliseconds inside ggml since the last {@link keepPrefix}. */
+  readonly #rows: KvSequence
+  /** Milliseconds inside ggml. */
   computeMs = 0
 
-  constructor(executor: Executor) {
+  constructor(executor: Executor, expectedRows: number) {
     this.#executor = executor
-    this.#cache = executor.cache
+    this.#rows = executor.store.create(expectedRows)
   }
 
   get length(): number {
-    return this.#tokens.length
-  }
-
-  /** Keeps the longest common prefix of what is cached and `prompt`, but not all of `prompt`; returns its length. */
-  keepPrefix(prompt: Int32Array): number {
-    const most = Math.min(this.#tokens.length, prompt.length - 1)
-    let n = 0
-    while (n < most && this.#tokens[n] === prompt[n]) n++
-    this.truncate(n)
-    this.computeMs = 0
-    return n
+    return this.#rows.columns[0]!.end
   }
 
   /** Appends tokens in chunks of at most `chunk`; the logits of the last one, valid until the next call. */
@@ -44,17 +30,18 @@ export class Sequence {
   }
 
   async #step(tokens: Int32Array, wantLogits: boolean, signal?: AbortSignal): Promise<Float32Array | null> {
-    const position = this.length
-    const cells = this.#cache.append(position, tokens.length)
+    const { store, model } = this.#executor
+    const positions = Int32Array.from(tokens, (_, i) => this.length + i)
+    store.append(this.#rows, positions)
     try {
       const result = await this.#executor.run(
         {
           items: [
             {
-              sequence: 0 as SequenceId,
-              positions: Int32Array.from(tokens, (_, i) => position + i),
-              cells,
-              layers: { from: 0, to: this.#executor.model.config.layers },
+              sequence: this.#rows.id,
+              positions,
+              store: { kind: 'tail' },
+              layers: { from: 0, to: model.config.layers },
               input: { kind: 'tokens', tokens },
               outputs: { logits: wantLogits ? [tokens.length - 1] : [], hidden: false },
               mask: { kind: 'causal' },
@@ -63,19 +50,21 @@ export class Sequence {
         },
         signal,
       )
-      for (const t of tokens) this.#tokens.push(t)
       this.computeMs += result.computeMs
       return result.items[0]!.logits
     } catch (error) {
       // What the step wrote is not to be trusted.
-      this.#cache.truncate(position)
+      store.takeBack(this.#rows, tokens.length)
       throw error
     }
   }
 
   /** Forgets the tokens from `length` on. */
   truncate(length: number): void {
-    this.#cache.truncate(length)
-    this.#tokens.length = Math.min(length, this.#tokens.length)
+    this.#executor.store.truncate(this.#rows, length)
+  }
+
+  [Symbol.dispose](): void {
+    this.#executor.store.free(this.#rows)
   }
 }

@@ -1,5 +1,5 @@
 /** Accuracy of a model on evaluation sets: greedy, each user turn scored by the share of its strings that the reply holds. */
-import type { Engine } from '../engine/engine.ts'
+import type { EngineApi } from '../engine/api.ts'
 import { type EvalExample, readExamples } from './data.ts'
 
 export interface EvalRow {
@@ -29,7 +29,7 @@ export interface EvalOptions {
 }
 
 /** @throws KvasirError INVALID_ARGUMENT for files that are not of the format, CONTEXT_OVERFLOW, ABORTED */
-export async function evaluate(engine: Engine, options: EvalOptions): Promise<EvalRow[]> {
+export async function evaluate(engine: EngineApi, options: EvalOptions): Promise<EvalRow[]> {
   const cells = group(options.files.flatMap(readExamples), options)
   const total = [...cells.values()].reduce((sum, list) => sum + list.length, 0)
   const rows: EvalRow[] = []
@@ -38,8 +38,9 @@ export async function evaluate(engine: Engine, options: EvalOptions): Promise<Ev
     let score = 0
     let bytes = 0
     for (const example of examples) {
-      score += await play(engine, example, options.signal)
-      bytes += engine.kvBytes.used
+      const played = await play(engine, example, options.signal)
+      score += played.score
+      bytes += played.tokens * engine.info.kvBytesPerToken
       options.onProgress?.(++done, total)
     }
     const { task, length } = examples[0]!
@@ -64,18 +65,26 @@ function group(examples: readonly EvalExample[], { limit, lengths, tasks }: Eval
   return cells
 }
 
-/** Plays the turns of one example; mean score of its user turns. */
-async function play(engine: Engine, example: EvalExample, signal?: AbortSignal): Promise<number> {
+/** Plays the turns of one example; mean score of its user turns, and the tokens that the last one had in the cache. */
+async function play(
+  engine: EngineApi,
+  example: EvalExample,
+  signal?: AbortSignal,
+): Promise<{ readonly score: number; readonly tokens: number }> {
   const scores: number[] = []
+  let tokens = 0
   for (const [i, message] of example.messages.entries()) {
     if (message.role !== 'user') continue
     const messages = example.messages.slice(0, i + 1)
     let reply = ''
     const sampling = { temperature: 0 }
     const request = { messages, sampling, maxTokens: example.maxTokens, ...(signal ? { signal } : {}) }
-    for await (const part of engine.generate(request)) reply += part.text
+    for await (const part of engine.generate(request)) {
+      reply += part.text
+      if (part.kind === 'end') tokens = part.timings.prompt_tokens + part.timings.generated_tokens
+    }
     const wanted = example.answers[scores.length]!
     scores.push(wanted.filter((answer) => reply.includes(answer)).length / wanted.length)
   }
-  return scores.reduce((a, b) => a + b, 0) / scores.length
+  return { score: scores.reduce((a, b) => a + b, 0) / scores.length, tokens }
 }

@@ -5,9 +5,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
 import { writeRandomModel } from '../../bench/random-model.ts'
-import { CACHE_TYPES, type CacheType, UniformCache } from '../cache/uniform.ts'
+import { CACHE_TYPES, type CacheType } from '../cache/arena.ts'
+import { type KvSequence, KvStore } from '../cache/store.ts'
 import type { KvasirError } from '../contract/errors.ts'
-import type { CellId, Position, SequenceId } from '../contract/units.ts'
+import type { Position } from '../contract/units.ts'
 import type { WorkItem } from '../contract/work-item.ts'
 import { cpuDevice } from '../ggml/device.ts'
 import { f32, u32 } from '../ggml/gguf/index.ts'
@@ -16,9 +17,9 @@ import { toFloats } from '../ggml/numbers.ts'
 import { liveNatives } from '../ggml/owned.ts'
 import { rowBytes } from '../ggml/types.ts'
 import { Model } from '../model/model.ts'
-import { wantsTransposed } from './lower/choose.ts'
 import type { LoweringName } from './lower/lowering.ts'
 import { Executor } from './run.ts'
+import { storeShape } from './store-shape.ts'
 
 const CONTEXT = 512
 const folder = mkdtempSync(join(tmpdir(), 'kvasir-executor-'))
@@ -53,34 +54,37 @@ after(() => {
 })
 
 interface Bench extends Disposable {
-  readonly cache: UniformCache
+  readonly store: KvStore
   readonly executor: Executor
+  /** The sequence that items are for unless told otherwise. */
+  rows: KvSequence
 }
 
 function bench(lowering: LoweringName = 'auto', type: CacheType = 'f16', threads = 1): Bench {
-  const { layers, headDim, kvHeads } = model.config
-  const valuesTransposed = wantsTransposed(lowering, type, model.device)
-  const shape = { layers, headDim, kvHeads, cells: CONTEXT, keyType: type, valueType: type, valuesTransposed }
-  const cache = new UniformCache(shape, model.device)
-  const executor = new Executor(model, cache, { threads, lowering })
+  const options = { cells: 2 * CONTEXT, keyType: type, valueType: type, lowering }
+  const store = new KvStore(storeShape(model.config, options, model.device), model.device)
+  const executor = new Executor(model, store, { threads, lowering })
   return {
-    cache,
+    store,
     executor,
+    rows: store.create(CONTEXT),
     [Symbol.dispose]() {
       executor[Symbol.dispose]()
-      cache[Symbol.dispose]()
+      store[Symbol.dispose]()
     },
   }
 }
 
 const prompt = Int32Array.from({ length: 150 }, (_, i) => 3 + ((i * 7919) % 500))
 
-function item(b: Bench, tokens: Int32Array, change: Partial<WorkItem> = {}): WorkItem {
-  const position = b.cache.used
+function item(b: Bench, tokens: Int32Array, change: Partial<WorkItem> = {}, rows = b.rows): WorkItem {
+  const position = rows.columns[0]!.end
+  const positions = Int32Array.from(tokens, (_, i) => position + i)
+  b.store.append(rows, positions)
   return {
-    sequence: 0 as SequenceId,
-    positions: Int32Array.from(tokens, (_, i) => position + i),
-    cells: b.cache.append(position, tokens.length),
+    sequence: rows.id,
+    positions,
+    store: { kind: 'tail' },
     layers: { from: 0, to: model.config.layers },
     input: { kind: 'tokens', tokens },
     outputs: { logits: [tokens.length - 1], hidden: false },
@@ -126,17 +130,17 @@ describe('work items', () => {
   it('give the same bits when a graph is run again and when it is built anew', async () => {
     using b = bench()
     const first = await logitsOf(b, item(b, prompt))
-    b.cache.truncate(0)
+    b.store.truncate(b.rows, 0)
     assert.deepEqual(await logitsOf(b, item(b, prompt)), first)
     await run(b, item(b, prompt.slice(0, 3)))
-    b.cache.truncate(0)
+    b.store.truncate(b.rows, 0)
     assert.deepEqual(await logitsOf(b, item(b, prompt)), first)
   })
 
   it('can stop at a layer and go on from its hidden rows, bit for bit', async () => {
     using b = bench()
     const whole = await logitsOf(b, item(b, prompt))
-    b.cache.truncate(0)
+    b.store.truncate(b.rows, 0)
     const lower = item(b, prompt, { layers: { from: 0, to: 3 }, outputs: { logits: [], hidden: true } })
     const hidden = (await run(b, lower)).hidden!.slice()
     assert.equal(hidden.length, prompt.length * model.config.width)
@@ -147,7 +151,7 @@ describe('work items', () => {
   it('give hidden rows and logits of one pass together', async () => {
     using b = bench()
     const whole = await logitsOf(b, item(b, prompt))
-    b.cache.truncate(0)
+    b.store.truncate(b.rows, 0)
     const both = await run(b, item(b, prompt, { outputs: { logits: [prompt.length - 1], hidden: true } }))
     assert.deepEqual(both.logits, whole)
     assert.equal(both.hidden!.length, prompt.length * model.config.width)
@@ -167,7 +171,7 @@ describe('work items', () => {
         i * width,
       )
     }
-    b.cache.truncate(0)
+    b.store.truncate(b.rows, 0)
     const got = await logitsOf(b, item(b, prompt, { input: { kind: 'embeddings', rows } }))
     assert.ok(difference(got, want) < 1e-6, `${difference(got, want)}`)
   })
@@ -177,7 +181,7 @@ describe('work items', () => {
     const all = (
       await run(b, item(b, prompt, { outputs: { logits: [...prompt.keys()], hidden: false } }))
     ).logits!.slice()
-    b.cache.truncate(0)
+    b.store.truncate(b.rows, 0)
     const some = (await run(b, item(b, prompt, { outputs: { logits: [0, 70, 149], hidden: false } }))).logits!
     const V = model.config.vocab
     for (const [i, row] of [0, 70, 149].entries())
@@ -189,9 +193,9 @@ describe('work items', () => {
     for (const lowering of ['auto', 'flash'] as const) {
       using b = bench(lowering)
       const work = item(b, prompt)
-      const cells = Int32Array.from(work.cells).reverse()
-      for (const [i, cell] of cells.entries()) b.cache.positions[cell] = i
-      const got = await logitsOf(b, { ...work, cells: [...cells] as CellId[] })
+      const cells = Int32Array.from(prompt.keys()).reverse()
+      for (const [i, cell] of cells.entries()) b.rows.columns[0]!.setPosition(cell, i)
+      const got = await logitsOf(b, { ...work, store: { kind: 'cells', cells } })
       assert.ok(difference(got, want) < ROUNDING, `${lowering}: ${difference(got, want)}`)
     }
   })
@@ -199,16 +203,209 @@ describe('work items', () => {
   it('see only what the mask lets them see', async () => {
     using b = bench()
     const first = await logitsOf(b, item(b, prompt.slice(0, 100), { outputs: { logits: [50], hidden: false } }))
-    b.cache.truncate(0)
+    b.store.truncate(b.rows, 0)
     const changed = prompt.slice(0, 100).fill(9, 51)
     assert.deepEqual(await logitsOf(b, item(b, changed, { outputs: { logits: [50], hidden: false } })), first)
+  })
+})
+
+/** Token lists of their own for several sequences. */
+const prompts = [40, 1, 130, 70, 64].map((n, k) =>
+  Int32Array.from({ length: n }, (_, i) => 3 + ((i * 31 + k * 97) % 500)),
+)
+
+/** Logits of the last row of each prompt, and of one decode step after it, each sequence by itself. */
+async function alone(lowering: LoweringName, type: CacheType): Promise<Float32Array[][]> {
+  const out: Float32Array[][] = []
+  for (const p of prompts) {
+    using b = bench(lowering, type)
+    out.push([await logitsOf(b, item(b, p)), await logitsOf(b, item(b, Int32Array.of(7)))])
+  }
+  return out
+}
+
+describe('steps of several items', () => {
+  // Products of one row and of many are computed by different kernels.
+  for (const [lowering, type, bound] of [
+    ['auto', 'f16', ROUNDING],
+    ['flash', 'f16', ROUNDING],
+    ['grouped', 'f32', ROUNDING],
+    ['auto', 'q8_0', 3e-2],
+  ] as const)
+    it(`give each item what it gets by itself (${lowering}, ${type})`, async () => {
+      const want = await alone(lowering, type)
+      using b = bench(lowering, type)
+      const sequences = prompts.map((p) => b.store.create(p.length))
+      const prefill = prompts.map((p, i) => item(b, p, {}, sequences[i]))
+      const first = (await b.executor.run({ items: prefill })).items
+      for (const [i, r] of first.entries())
+        assert.ok(difference(r.logits!, want[i]![0]!) < bound, `prompt ${i}: ${difference(r.logits!, want[i]![0]!)}`)
+      // In another order than before: results belong to items, not to places.
+      const order = [3, 0, 4, 1, 2]
+      const decode = order.map((i) => item(b, Int32Array.of(7), {}, sequences[i]))
+      const second = (await b.executor.run({ items: decode })).items
+      for (const [k, i] of order.entries()) {
+        const d = difference(second[k]!.logits!, want[i]![1]!)
+        assert.ok(d < bound, `decode ${i}: ${d}`)
+      }
+    })
+
+  it('mix prompt chunks, decodes and items without outputs', async () => {
+    const want = await alone('auto', 'f16')
+    using b = bench()
+    const sequences = prompts.map((p) => b.store.create(p.length))
+    const rest = prompts[2]!.slice(100)
+    const before = [
+      item(b, prompts[0]!, {}, sequences[0]),
+      item(b, prompts[2]!.slice(0, 100), { outputs: { logits: [], hidden: false } }, sequences[2]),
+    ]
+    const none = (await b.executor.run({ items: before })).items[1]!
+    assert.equal(none.logits, null)
+    const mixed = [
+      item(b, rest, {}, sequences[2]),
+      item(b, prompts[3]!, { outputs: { logits: [], hidden: false } }, sequences[3]),
+      item(b, Int32Array.of(7), {}, sequences[0]),
+    ]
+    const got = (await b.executor.run({ items: mixed })).items
+    assert.ok(difference(got[0]!.logits!, want[2]![0]!) < ROUNDING)
+    assert.ok(difference(got[2]!.logits!, want[0]![1]!) < ROUNDING)
+  })
+
+  it('let rows join and leave at layer boundaries', async () => {
+    const want = await alone('auto', 'f16')
+    using b = bench()
+    const sequences = prompts.map((p) => b.store.create(p.length))
+    const lower = { layers: { from: 0, to: 2 }, outputs: { logits: [], hidden: true } }
+    const started = item(b, prompts[0]!, lower, sequences[0])
+    const hidden = (await b.executor.run({ items: [started] })).items[0]!.hidden!
+    // One goes on from layer 2, one runs all layers, one stops behind layer 1.
+    const got = await b.executor.run({
+      items: [
+        item(b, prompts[2]!, {}, sequences[2]),
+        {
+          ...started,
+          layers: { from: 2, to: 4 },
+          input: { kind: 'hidden', rows: hidden },
+          outputs: { logits: [39], hidden: false },
+        },
+        item(b, prompts[3]!, lower, sequences[3]),
+      ],
+    })
+    assert.ok(difference(got.items[0]!.logits!, want[2]![0]!) < ROUNDING)
+    assert.ok(difference(got.items[1]!.logits!, want[0]![0]!) < ROUNDING)
+    const rest = { layers: { from: 2, to: 4 }, input: { kind: 'hidden', rows: got.items[2]!.hidden! } as const }
+    const third = {
+      sequence: sequences[3]!.id,
+      positions: Int32Array.from(prompts[3]!.keys()),
+      store: { kind: 'tail' } as const,
+    }
+    const end = await run(b, { ...third, ...rest, outputs: { logits: [69], hidden: false }, mask: { kind: 'causal' } })
+    assert.ok(difference(end.logits!, want[3]![0]!) < ROUNDING)
+  })
+})
+
+describe('tables in pieces', () => {
+  /** A sequence whose pages lie apart: another one takes every other page. */
+  function* scattered(b: Bench, other: KvSequence, tokens: Int32Array, pages: number): Generator<WorkItem> {
+    for (let at = 0; at < tokens.length; at += 32 * pages) {
+      yield item(b, tokens.slice(at, at + 32 * pages))
+      b.store.append(
+        other,
+        Int32Array.from({ length: 32 }, (_, i) => i),
+      )
+    }
+  }
+  for (const [lowering, type, bound] of [
+    ['auto', 'f16', ROUNDING],
+    ['flash', 'f16', ROUNDING],
+    ['grouped', 'f32', ROUNDING],
+    ['auto', 'q8_0', 3e-2],
+  ] as const)
+    for (const pages of [1, 2])
+      it(`${lowering}, ${type}: runs of ${pages} pages are read as one`, async () => {
+        const want = await reference()
+        using b = bench(lowering, type)
+        b.rows = b.store.create(0)
+        const other = b.store.create(0)
+        // The rows are computed by several steps, each of which reads all pieces before it.
+        let got = new Float32Array(0)
+        for (const work of scattered(b, other, prompt.slice(0, 128), pages)) got = await logitsOf(b, work)
+        got = await logitsOf(b, item(b, prompt.slice(128)))
+        assert.equal(b.rows.columns[0]!.runs.length, Math.ceil(5 / pages))
+        assert.ok(difference(got, want) < bound, `${difference(got, want)}`)
+        // And once more as a whole, with at least a tile of rows.
+        b.store.truncate(b.rows, 0)
+        got = await logitsOf(b, item(b, prompt))
+        assert.ok(difference(got, want) < bound, `whole: ${difference(got, want)}`)
+      })
+
+  for (const [lowering, type, bound] of [
+    ['auto', 'f16', ROUNDING],
+    ['flash', 'f16', ROUNDING],
+    ['auto', 'q8_0', 3e-2],
+  ] as const)
+    it(`${lowering}, ${type}: a ragged table with all rows gives the same, prompt and decode`, async () => {
+      const want = await reference()
+      using b = bench(lowering, type)
+      await run(b, item(b, prompt.slice(0, 100)))
+      b.store.makeRagged(b.rows)
+      let got = await logitsOf(b, item(b, prompt.slice(100, 149)))
+      got = await logitsOf(b, item(b, prompt.slice(149)))
+      assert.ok(difference(got, want) < bound, `${difference(got, want)}`)
+      b.store.takeBack(b.rows, 50)
+      got = await logitsOf(b, item(b, prompt.slice(100)))
+      assert.ok(difference(got, want) < bound, `short chunk: ${difference(got, want)}`)
+      b.store.takeBack(b.rows, 150)
+      got = await logitsOf(b, item(b, prompt))
+      assert.ok(difference(got, want) < bound, `whole: ${difference(got, want)}`)
+    })
+
+  it('rows that are dropped in one head are not seen there, and only there', async () => {
+    using b = bench()
+    await run(b, item(b, prompt.slice(0, 149)))
+    const fork = b.store.fork(b.rows, 0)
+    b.store.makeRagged(b.rows)
+    const full = await logitsOf(b, item(b, prompt.slice(149)))
+    assert.ok(difference(full, await logitsOf(b, item(b, prompt.slice(149), {}, fork))) < ROUNDING)
+    b.store.takeBack(b.rows, 1)
+    // Layer 1, head 1 loses most rows; before and after closing the holes the answer must be the same, and another one.
+    b.store.drop(
+      b.rows,
+      3,
+      Array.from({ length: 120 }, (_, i) => i + 5),
+    )
+    const holes = await logitsOf(b, item(b, prompt.slice(149)))
+    b.store.takeBack(b.rows, 1)
+    const before = b.store.usedBytes
+    b.store.compact(b.rows, 3)
+    assert.ok(b.store.usedBytes <= before)
+    const compacted = await logitsOf(b, item(b, prompt.slice(149)))
+    assert.ok(difference(compacted, holes) < 1e-4, `${difference(compacted, holes)}`)
+    assert.ok(difference(holes, full) > 1e-3, `dropping changed nothing: ${difference(holes, full)}`)
+  })
+
+  it('forks go on by themselves from shared pages', async () => {
+    using b = bench()
+    await run(b, item(b, prompt.slice(0, 100)))
+    const used = b.store.usedBytes
+    const fork = b.store.fork(b.rows, 10)
+    assert.equal(b.store.usedBytes, used)
+    const mine = await logitsOf(b, item(b, Int32Array.of(9)))
+    const theirs = await logitsOf(b, item(b, Int32Array.of(11), {}, fork))
+    using alone = bench()
+    await run(alone, item(alone, prompt.slice(0, 100)))
+    assert.ok(difference(await logitsOf(alone, item(alone, Int32Array.of(9))), mine) < ROUNDING)
+    alone.store.takeBack(alone.rows, 1)
+    assert.ok(difference(await logitsOf(alone, item(alone, Int32Array.of(11))), theirs) < ROUNDING)
   })
 })
 
 describe('cache types', () => {
   // Rounding of one stored number: f16 2^-11, bf16 2^-8, q8_0 1/254 of the largest of 32. Even f32 differs with the order of
   // summation, since a last bit can tip what products with f16 weights round: 3e-4 where it was measured.
-  const bound: Record<CacheType, number> = { f32: 1e-3, f16: ROUNDING, bf16: 2e-2, q8_0: 3e-2 }
+  const bound: Record<CacheType, number> = {
+    ...{ f32: 1e-3, f16: ROUNDING, bf16: 2e-2, q8_0: 3e-2, q5_1: 0.1, q5_0: 0.1, q4_1: 0.3, q4_0: 0.3, iq4_nl: 0.3 },
+  }
   for (const type of CACHE_TYPES)
     it(`${type}: prompt and decode steps stay near f32`, async () => {
       const want = await reference()
@@ -225,14 +422,14 @@ describe('bad work items are refused before native code sees them', () => {
   const cases: Record<string, (b: Bench) => WorkItem> = {
     'a token outside the vocabulary': (b) => item(b, Int32Array.of(512)),
     'a negative token': (b) => item(b, Int32Array.of(-1)),
-    'a cell that is not in use': (b) => item(b, Int32Array.of(5), { cells: [7 as CellId] }),
-    'fewer cells than rows': (b) => item(b, Int32Array.of(5, 6), { cells: [0 as CellId] }),
+    'a cell that is not in use': (b) => item(b, Int32Array.of(5), { store: { kind: 'cells', cells: [7] } }),
+    'fewer cells than rows': (b) => item(b, Int32Array.of(5, 6), { store: { kind: 'cells', cells: [0] } }),
     'no rows': (b) => item(b, new Int32Array(0)),
     'layers that are not there': (b) => item(b, Int32Array.of(5), { layers: { from: 0, to: 5 } }),
     'logits of a row that is not there': (b) => item(b, Int32Array.of(5), { outputs: { logits: [1], hidden: false } }),
     'logits of rows that do not ascend': (b) =>
       item(b, Int32Array.of(5, 6), { outputs: { logits: [1, 0], hidden: false } }),
-    'two rows for one cell': (b) => item(b, Int32Array.of(5, 6), { cells: [0 as CellId, 0 as CellId] }),
+    'two rows for one cell': (b) => item(b, Int32Array.of(5, 6), { store: { kind: 'cells', cells: [0, 0] } }),
     'a position that is no whole number': (b) => item(b, Int32Array.of(5), { positions: [0.5 as Position] }),
     'logits without the last layer': (b) => item(b, Int32Array.of(5), { layers: { from: 0, to: 2 } }),
     'tokens as input of a middle layer': (b) => item(b, Int32Array.of(5), { layers: { from: 1, to: 4 } }),
@@ -247,28 +444,7 @@ describe('bad work items are refused before native code sees them', () => {
         (e: KvasirError) => e.code === 'INVALID_ARGUMENT',
       )
       // The executor is as good as before.
-      b.cache.truncate(0)
+      b.store.truncate(b.rows, 0)
       assert.ok((await logitsOf(b, item(b, Int32Array.of(5)))).every(Number.isFinite))
     })
-})
-
-describe('the uniform cache', () => {
-  it('refuses more rows than it has cells, and frees what is truncated', () => {
-    using b = bench()
-    b.cache.append(0, CONTEXT)
-    assert.throws(
-      () => b.cache.append(CONTEXT, 1),
-      (e: KvasirError) => e.code === 'CONTEXT_OVERFLOW',
-    )
-    b.cache.truncate(10)
-    assert.equal(b.cache.used, 10)
-    assert.deepEqual([...b.cache.positions.subarray(8, 12)], [8, 9, -1, -1])
-    assert.equal(b.cache.append(10, 5)[0], 10)
-  })
-
-  it('takes the bytes that its shape says', () => {
-    using b = bench()
-    // 4 layers x 512 cells x 2 heads x 32 numbers x 2 bytes, keys and values.
-    assert.equal(b.cache.bytes, 4 * 512 * 2 * 32 * 2 * 2)
-  })
 })

@@ -1,38 +1,150 @@
 /**
  * Sets a graph's inputs. All of them, every time: the allocator reuses their memory while a graph runs. An input that no
- * node reads (a mask of layers that are not run) has no memory and is passed over.
+ * node reads (a mask of layers whose attention serves nobody) has no memory and is passed over.
  */
-import type { UniformCache } from '../cache/uniform.ts'
-import type { WorkItem } from '../contract/work-item.ts'
+import { PAGE_CELLS } from '../cache/arena.ts'
+import type { KvStore } from '../cache/store.ts'
+import type { Tensor } from '../ggml/tensor.ts'
 import type { ModelConfig } from '../model/config.ts'
-import type { StepGraph } from './graph.ts'
+import type { GatherInput, MaskInput, StepGraph } from './graph.ts'
+import type { Load, PlacedItem, PlacedStep } from './place.ts'
 
 /** f16 bits of -infinity; 0 is 0. */
 const MINUS_INFINITY = 0xfc00
 
-export function feed(g: StepGraph, item: WorkItem, cache: UniformCache, config: ModelConfig): void {
-  const cells = asInt32(item.cells)
-  const positions = asInt32(item.positions)
-  g.input.set(item.input.kind === 'tokens' ? asInt32(item.input.tokens) : item.input.rows)
-  g.positions.set(positions)
-  g.cells.set(cells)
-  g.valueElements?.set(valueElements(cells, config, cache.capacity))
-  if (g.mask.hasMemory) g.mask.set(causalMask(g.maskBits, cache.positions, positions, Number.POSITIVE_INFINITY))
-  if (config.window && g.windowMask?.hasMemory)
-    g.windowMask.set(causalMask(g.maskBits, cache.positions, positions, config.window.size))
-  g.outputRows?.set(asInt32(item.outputs.logits))
+export function feed(g: StepGraph, step: PlacedStep, store: KvStore, config: ModelConfig): void {
+  // The graph may be from an earlier step of the same key: its items stand at the same places, but are not the same.
+  const now = (p: PlacedItem) => step.items.find((q) => q.first === p.first)!
+  const tokens = new Int32Array(step.rows)
+  const positions = new Int32Array(step.rows)
+  const cells = new Int32Array(step.rows)
+  const elements: number[] | Int32Array = g.elements ? new Int32Array(g.elements.ne[0]) : []
+  let element = 0
+  for (const p of step.items) {
+    if (p.item.input.kind === 'tokens') tokens.set(p.item.input.tokens, p.first)
+    positions.set(p.item.positions, p.first)
+    if (p.ragged) continue
+    const column = p.sequence.columns[0]!
+    for (let i = 0; i < p.rows; i++) cells[p.first + i] = column.physical(p.cells[0]![i]!)
+    const arena = store.arenas[p.arena]!
+    if (p.pieces || !arena.shape.valuesTransposed) continue
+    const perRow = config.headDim * config.kvHeads
+    for (let i = 0; i < p.rows; i++)
+      for (let e = 0; e < perRow; e++) elements[element++] = e * arena.cells + cells[p.first + i]!
+  }
+  set(g.tokens, tokens)
+  set(g.positions, positions)
+  set(g.cells, cells)
+  if (g.elements) set(g.elements, elements as Int32Array)
+  for (const { item, tensor } of g.rowInputs) {
+    const { input } = now(item).item
+    if (input.kind !== 'tokens') set(tensor, input.rows)
+  }
+  for (const r of g.raggedStores) feedRaggedStore(r, now(r.item), store, config)
+  for (const gather of g.gathers) feedGather(gather, now(gather.item), store, config)
+  for (const mask of g.masks) if (mask.tensor.hasMemory) mask.tensor.set(maskBits(mask, now(mask.item), config))
+  if (g.outputRows) set(g.outputRows, outputRows(step, config))
 }
 
-function asInt32(values: readonly number[] | Int32Array): Int32Array {
-  return values instanceof Int32Array ? values : Int32Array.from(values)
+function set(tensor: Tensor, data: Int32Array | Float32Array): void {
+  if (tensor.hasMemory) tensor.set(data)
 }
 
-/** Element of each of a step's values [d, Hkv, T] in an arena [cells, d, Hkv]. */
-function valueElements(cells: Int32Array, { headDim, kvHeads }: ModelConfig, capacity: number): Int32Array {
-  const perRow = headDim * kvHeads
-  const out = new Int32Array(perRow * cells.length)
-  let at = 0
-  for (const cell of cells) for (let i = 0; i < perRow; i++) out[at++] = i * capacity + cell
+/** Rows of the last layer's table whose logits are wanted, in the order of the items. */
+function outputRows(step: PlacedStep, config: ModelConfig): Int32Array {
+  const rows: number[] = []
+  let first = 0
+  for (const p of step.items) {
+    if (p.item.layers.to !== config.layers) continue
+    for (const row of p.item.outputs.logits) rows.push(first + row)
+    first += p.rows
+  }
+  return Int32Array.from(rows)
+}
+
+function feedRaggedStore(
+  { layer, rows, elements }: StepGraph['raggedStores'][number],
+  p: PlacedItem,
+  store: KvStore,
+  { headDim: d, kvHeads }: ModelConfig,
+): void {
+  const ids = new Int32Array(p.rows * kvHeads)
+  const at = elements ? new Int32Array(d * kvHeads * p.rows) : null
+  const { cells } = store.arenas[p.arena]!
+  for (let h = 0; h < kvHeads; h++) {
+    const c = layer * kvHeads + h
+    const column = p.sequence.columns[c]!
+    for (let t = 0; t < p.rows; t++) {
+      const cell = column.physical(p.cells[c]![t]!)
+      ids[h * p.rows + t] = cell
+      if (at) for (let i = 0; i < d; i++) at[(t * kvHeads + h) * d + i] = (h * d + i) * cells + cell
+    }
+  }
+  set(rows, ids)
+  if (at) set(elements!, at)
+}
+
+/** The load of the step at hand that takes the place of a graph's. */
+function sameLoad(graphItem: PlacedItem, load: Load, p: PlacedItem): Load {
+  return p.loads[graphItem.loads.indexOf(load)]!
+}
+
+function feedGather(g: GatherInput, p: PlacedItem, store: KvStore, { headDim: d, kvHeads }: ModelConfig): void {
+  const load = sameLoad(g.item, g.load, p)
+  const part = load.parts[g.part]!
+  const cells = part.kind === 'gather' ? part.cells : 0
+  const firstSlot =
+    load.parts.slice(0, g.part).reduce((sum, x) => sum + (x.kind === 'gather' ? x.cells : 0), 0) / PAGE_CELLS
+  const arenaPages = store.arenas[part.arena]!.pages
+  const n = cells / PAGE_CELLS
+  const rows = new Int32Array(cells * kvHeads)
+  const pieces = g.pieces ? new Int32Array(n * d * kvHeads) : null
+  for (let h = 0; h < kvHeads; h++) {
+    const i = load.columns.length === 1 ? 0 : h
+    const column = load.columns[i]!
+    for (let s = 0; s < n; s++) {
+      const block = load.slots[i]![firstSlot + s]!
+      // Padding reads any page; the mask hides it.
+      const page = block < 0 ? 0 : column.blocks[block]!.page
+      for (let k = 0; k < PAGE_CELLS; k++) rows[h * cells + s * PAGE_CELLS + k] = page * PAGE_CELLS + k
+      if (pieces) for (let e = 0; e < d; e++) pieces[(h * d + e) * n + s] = (h * d + e) * arenaPages + page
+    }
+  }
+  set(g.rows, rows)
+  if (pieces) set(g.pieces!, pieces)
+}
+
+function maskBits(m: MaskInput, p: PlacedItem, config: ModelConfig): Uint16Array {
+  const load = sameLoad(m.item, m.load, p)
+  const window = m.window && config.window ? config.window.size : Number.POSITIVE_INFINITY
+  const rows = p.item.positions instanceof Int32Array ? p.item.positions : Int32Array.from(p.item.positions)
+  if (!p.ragged) return causalMask(m.bits, slotPositions(load, 0), rows, window)
+  const perHead = load.cells * p.rows
+  const group = config.heads / config.kvHeads
+  for (let h = 0; h < config.kvHeads; h++) {
+    const first = m.bits.subarray(h * group * perHead, (h * group + 1) * perHead)
+    causalMask(first, slotPositions(load, h), rows, window)
+    for (let g = 1; g < group; g++) m.bits.set(first, (h * group + g) * perHead)
+  }
+  return m.bits
+}
+
+/** Position in each cell that a load reads; -1: none. */
+function slotPositions(load: Load, column: number): Int32Array {
+  const slots = load.slots[column]!
+  const { positions, end } = load.columns[column]!
+  const out = new Int32Array(load.cells).fill(-1)
+  let s = 0
+  while (s < slots.length) {
+    const block = slots[s]!
+    let next = s + 1
+    if (block >= 0) {
+      while (next < slots.length && slots[next] === block + next - s) next++
+      const from = block * PAGE_CELLS
+      out.set(positions.subarray(from, Math.min(end, from + (next - s) * PAGE_CELLS)), s * PAGE_CELLS)
+    }
+    s = next
+  }
   return out
 }
 

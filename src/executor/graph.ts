@@ -1,8 +1,12 @@
 /**
- * Builds the graph of one work item. What can change between runs of one graph (tokens, positions, cells, mask) is an
- * input; everything else is part of its shape, and a graph is run again while its shape holds.
+ * Builds the graph of a step. What can change between runs of one graph (tokens, positions, cells, masks) is an input;
+ * everything else is in the placed step's key, and a graph is run again while that holds.
+ *
+ * The rows of all items form one table. Linear layers run over all rows that are active in a layer; rows join and leave
+ * where their item's layers begin and end. Attention runs item by item.
  */
-import type { UniformCache } from '../cache/uniform.ts'
+import { PAGE_CELLS } from '../cache/arena.ts'
+import type { KvStore } from '../cache/store.ts'
 import { Context } from '../ggml/context.ts'
 import { Graph } from '../ggml/graph.ts'
 import * as ops from '../ggml/ops/index.ts'
@@ -11,163 +15,448 @@ import { type Attend, Build } from '../model/build.ts'
 import { isWindowed } from '../model/config.ts'
 import type { Model } from '../model/model.ts'
 import { chooseLowering } from './lower/choose.ts'
-import { TILE_ROWS } from './lower/flash.ts'
-import type { LoweringName } from './lower/lowering.ts'
+import type { KvPart, Lowering, LoweringName } from './lower/lowering.ts'
+import type { Load, PlacedItem, PlacedStep } from './place.ts'
 
-/** All that a graph's structure depends on. */
-export interface GraphShape {
-  readonly rows: number
-  /** Cells that attention reads: [0, keys). */
-  readonly keys: number
-  readonly from: number
-  readonly to: number
-  readonly input: 'tokens' | 'embeddings' | 'hidden'
-  /** Rows whose logits are wanted. */
-  readonly logits: number
-  readonly hidden: boolean
-  /**
-   * First cell, when the rows are stored in consecutive cells by a block copy; -1: scattered by index. Transposed values
-   * of a whole chunk are copied as a block, since a scatter goes element by element.
-   */
-  readonly blockAt: number
-  readonly lowering: LoweringName
-}
-
-export function sameShape(a: GraphShape, b: GraphShape): boolean {
-  for (const key in a) if (a[key as keyof GraphShape] !== b[key as keyof GraphShape]) return false
-  return true
-}
-
-/** Rows from which on transposed values are stored as a block, when their cells are consecutive. */
-export const BLOCK_STORE_ROWS = TILE_ROWS
-
-/** Upper bounds of what one layer, and everything around the layers, adds to a context. */
-const TENSORS_PER_LAYER = 96
+/** Upper bounds of what a layer, an item in a layer, and everything around the layers add to a context. */
+const TENSORS_PER_LAYER = 64
+const TENSORS_PER_ITEM = 56
 const TENSORS_AROUND = 64
 
-/** Capacity of the graphs of a model with this many layers. */
-export function graphNodes(layers: number): number {
-  return layers * TENSORS_PER_LAYER + TENSORS_AROUND
+/** Capacity of the graph of a step. */
+export function graphNodes(layers: number, items: number): number {
+  return layers * (TENSORS_PER_LAYER + items * TENSORS_PER_ITEM) + TENSORS_AROUND + 16 * items
+}
+
+/** Indices of a part that is gathered. */
+export interface GatherInput {
+  readonly item: PlacedItem
+  readonly load: Load
+  /** Index of the part in the load. */
+  readonly part: number
+  /** i32 [n, Hkv]: cells whose keys (and row-major values) are read. */
+  readonly rows: Tensor
+  /** i32 [n / 32 * d * Hkv]: pieces of 32 cells of a transposed arena; null when values are row-major. */
+  readonly pieces: Tensor | null
+}
+
+export interface MaskInput {
+  readonly item: PlacedItem
+  readonly load: Load
+  readonly window: boolean
+  /** f16 [n, T], or [n, T, H] for ragged tables. */
+  readonly tensor: Tensor
+  /** Room for it on the host, kept from run to run. */
+  readonly bits: Uint16Array
+}
+
+/** Where keys and values are scattered to. */
+export interface ScatterInput {
+  readonly item: PlacedItem
+  /** Layer of a ragged table; else -1: all. */
+  readonly layer: number
 }
 
 export interface StepGraph {
-  readonly shape: GraphShape
+  readonly key: string
   readonly context: Context
   readonly graph: Graph
-  /** i32 [T] for tokens, f32 [D, T] for rows. */
-  readonly input: Tensor
+  /** i32 [all rows]; rows of items without tokens are 0. */
+  readonly tokens: Tensor
+  /** Rows that enter as they are, f32 [D, T]. */
+  readonly rowInputs: readonly { readonly item: PlacedItem; readonly tensor: Tensor }[]
+  /** i32 [all rows] */
   readonly positions: Tensor
-  /** i32 [T] */
+  /** i32 [all rows]: cell in the arena, of uniform items. */
   readonly cells: Tensor
-  /** i32 [d * Hkv * T]: element of each value in a transposed arena; null when not scattered. */
-  readonly valueElements: Tensor | null
-  /** f16 [n, T] */
-  readonly mask: Tensor
-  /** The same for windowed layers. */
-  readonly windowMask: Tensor | null
-  /** i32: rows whose logits are wanted; null when all are. */
+  /** i32 [d * Hkv * rows that are scattered]: element of each value in a transposed arena. */
+  readonly elements: Tensor | null
+  /** Per layer of ragged items: i32 [T, Hkv] and, transposed, i32 [d * Hkv * T]. */
+  readonly raggedStores: readonly {
+    readonly item: PlacedItem
+    readonly layer: number
+    readonly rows: Tensor
+    readonly elements: Tensor | null
+  }[]
+  readonly gathers: readonly GatherInput[]
+  readonly masks: readonly MaskInput[]
+  /** i32: rows of the last layer's table whose logits are wanted; null when all are. */
   readonly outputRows: Tensor | null
-  /** Room for one mask on the host, kept from run to run. */
-  readonly maskBits: Uint16Array
-  /** Room for the outputs on the host. */
-  readonly results: { readonly logits: Float32Array; readonly hidden: Float32Array }
   readonly logits: Tensor | null
-  readonly hidden: Tensor | null
+  /** Rows that were asked for, by the first row of their item. */
+  readonly hidden: ReadonlyMap<number, Tensor>
+  /** Room for outputs on the host. */
+  readonly logitsRoom: Float32Array
 }
 
-export function buildGraph(model: Model, cache: UniformCache, shape: GraphShape): StepGraph {
-  const { config, architecture } = model
-  const { rows: T, keys: n, from, to } = shape
-  const nodes = graphNodes(config.layers)
+/** Rows that lie side by side in the table of the active rows. */
+interface Active {
+  readonly item: PlacedItem
+  readonly at: number
+}
+
+export function buildGraph(model: Model, store: KvStore, step: PlacedStep, lowering: LoweringName): StepGraph {
+  const nodes = graphNodes(model.config.layers, step.items.length)
   const c = new Context({ tensors: nodes, graphNodes: 2 * nodes })
   try {
-    const graph = new Graph(c)
-    const scatter = cache.shape.valuesTransposed && shape.blockAt < 0
-    const inputs = {
-      input: (shape.input === 'tokens' ? c.tensor('i32', T) : c.tensor('f32', config.width, T)).asInput(),
-      positions: c.tensor('i32', T).asInput(),
-      cells: c.tensor('i32', T).asInput(),
-      valueElements: scatter ? c.tensor('i32', config.headDim * config.kvHeads * T).asInput() : null,
-      mask: c.tensor('f16', n, T).asInput(),
-      windowMask: config.window ? c.tensor('f16', n, T).asInput() : null,
-      outputRows: shape.logits > 0 && shape.logits < T ? c.tensor('i32', shape.logits).asInput() : null,
-    }
-    const lowering = chooseLowering(shape.lowering, T, cache.shape.valuesTransposed)
-    const masks = {
-      all: lowering.mask(c, inputs.mask, config.heads),
-      window: inputs.windowMask && lowering.mask(c, inputs.windowMask, config.heads),
-    }
-
-    const attend: Attend = (layer, q, k, v, scale) => {
-      graph.expand(storeKeys(c, cache.arena(layer, 'keys'), k, inputs.cells))
-      graph.expand(storeValues(c, cache, layer, v, inputs.cells, inputs.valueElements, shape.blockAt))
-      return lowering.attend(c, {
-        q,
-        keys: cache.keys(c, layer, n),
-        values: cache.values(c, layer, n),
-        valuesTransposed: cache.shape.valuesTransposed,
-        mask: (isWindowed(config, layer) && masks.window) || masks.all,
-        scale,
-        softcap: config.attentionSoftcap,
-      })
-    }
-
-    const weights = model.weights
-    const outputRows = shape.hidden ? null : inputs.outputRows
-    const b = new Build(c, config, inputs.positions, model.ropeFactors, outputRows, attend)
-    let x = inputs.input
-    if (shape.input === 'tokens') {
-      x = ops.getRows(c, weights.global['tokenEmbeddings']!, x) //   f32 [D, T]
-      if (architecture.embed) x = architecture.embed(b, x)
-    }
-    for (let layer = from; layer < to; layer++) {
-      b.layer = layer
-      x = architecture.block(b, x, weights.layers[layer]! as never)
-    }
-
-    // Without outputs only the stores were expanded: the last layer's attention and MLP would serve nobody.
-    const hidden = shape.hidden ? x.asOutput() : null
-    if (hidden) graph.expand(hidden)
-    let logits: Tensor | null = null
-    if (shape.logits > 0) {
-      if (shape.hidden && inputs.outputRows) x = ops.getRows(c, x, inputs.outputRows)
-      logits = b.linear(b.norm(x, weights.global['outputNorm']!), model.output, weights.global['outputBias'] ?? null)
-      if (config.logitSoftcap) logits = b.softcap(logits, config.logitSoftcap)
-      graph.expand(logits.asOutput()) //                              f32 [V, logits]
-    }
-    const results = {
-      logits: new Float32Array(logits?.elements ?? 0),
-      hidden: new Float32Array(hidden?.elements ?? 0),
-    }
-    return { shape, context: c, graph, ...inputs, maskBits: new Uint16Array(n * T), results, logits, hidden }
+    return new Builder(c, model, store, step, lowering).build()
   } catch (error) {
     c.dispose()
     throw error
   }
 }
 
-/** k f32 [d, Hkv, T] into rows `cells` of [d, cells, Hkv]. */
-function storeKeys(c: Context, arena: Tensor, k: Tensor, cells: Tensor): Tensor {
-  return ops.setRows(c, arena, ops.permute(c, k, 0, 2, 1, 3), cells)
+class Builder {
+  readonly c: Context
+  readonly model: Model
+  readonly store: KvStore
+  readonly step: PlacedStep
+  readonly lowering: LoweringName
+  readonly graph: Graph
+  readonly tokens: Tensor
+  readonly positions: Tensor
+  readonly cells: Tensor
+  readonly elements: Tensor | null
+  readonly rowInputs: { item: PlacedItem; tensor: Tensor }[] = []
+  readonly raggedStores: { item: PlacedItem; layer: number; rows: Tensor; elements: Tensor | null }[] = []
+  readonly gathers: GatherInput[] = []
+  readonly masks: (MaskInput & { readonly lowered: Tensor })[] = []
+  readonly hidden = new Map<number, Tensor>()
+  /** Views of inputs, by range: made once for all layers. */
+  readonly #views = new Map<string, Tensor>()
+  #active: readonly Active[] = []
+
+  constructor(c: Context, model: Model, store: KvStore, step: PlacedStep, lowering: LoweringName) {
+    this.c = c
+    this.model = model
+    this.store = store
+    this.step = step
+    this.lowering = lowering
+    this.graph = new Graph(c)
+    const T = step.rows
+    this.tokens = c.tensor('i32', T).asInput()
+    this.positions = c.tensor('i32', T).asInput()
+    this.cells = c.tensor('i32', T).asInput()
+    const scattered = this.#scattered.reduce((sum, p) => sum + p.rows, 0)
+    this.elements = scattered ? c.tensor('i32', this.#perRow * scattered).asInput() : null
+  }
+
+  /** Uniform items whose transposed values are stored by index: they come first in their arena. */
+  get #scattered(): PlacedItem[] {
+    return this.step.items.filter((p) => !p.ragged && !p.pieces && this.#transposed(p.arena))
+  }
+
+  get #perRow(): number {
+    return this.model.config.headDim * this.model.config.kvHeads
+  }
+
+  #transposed(arena: number): boolean {
+    return this.store.arenas[arena]!.shape.valuesTransposed
+  }
+
+  build(): StepGraph {
+    const { c, model, step } = this
+    const { config, architecture, weights } = model
+    const layers = (p: PlacedItem) => p.item.layers
+    const from = Math.min(...step.items.map((p) => layers(p).from))
+    const to = Math.max(...step.items.map((p) => layers(p).to))
+    const last = step.items.filter((p) => layers(p).to === config.layers)
+    const wantsHidden = last.some((p) => p.item.outputs.hidden)
+    const logitCount = last.reduce((sum, p) => sum + p.item.outputs.logits.length, 0)
+    const activeLast = last.reduce((sum, p) => sum + p.rows, 0)
+    const outputRows = logitCount > 0 && logitCount < activeLast ? c.tensor('i32', logitCount).asInput() : null
+
+    let x: Tensor | null = null
+    let b: Build | null = null
+    for (let layer = from; layer < to; layer++) {
+      const active = step.items.filter((p) => layers(p).from <= layer && layer < layers(p).to)
+      if (!b || active.length !== this.#active.length || active.some((p, i) => p !== this.#active[i]!.item)) {
+        x = this.#enter(x, active, layer)
+        b = new Build(
+          c,
+          config,
+          this.#positionsOf(active),
+          model.ropeFactors,
+          wantsHidden ? null : outputRows,
+          this.#attend,
+        )
+      }
+      b.layer = layer
+      x = architecture.block(b, x!, weights.layers[layer]! as never)
+      this.#leave(x, layer)
+    }
+
+    // Without outputs only the stores were expanded: the last layer's attention and MLP would serve nobody.
+    for (const rows of this.hidden.values()) this.graph.expand(rows)
+    let logits: Tensor | null = null
+    if (logitCount > 0) {
+      if (wantsHidden && outputRows) x = ops.getRows(c, x!, outputRows)
+      logits = b!.linear(b!.norm(x!, weights.global['outputNorm']!), model.output, weights.global['outputBias'] ?? null)
+      if (config.logitSoftcap) logits = b!.softcap(logits, config.logitSoftcap)
+      this.graph.expand(logits.asOutput()) //                         f32 [V, logits]
+    }
+    return {
+      key: step.key,
+      context: c,
+      graph: this.graph,
+      tokens: this.tokens,
+      rowInputs: this.rowInputs,
+      positions: this.positions,
+      cells: this.cells,
+      elements: this.elements,
+      raggedStores: this.raggedStores,
+      gathers: this.gathers,
+      masks: this.masks,
+      outputRows,
+      logits,
+      hidden: this.hidden,
+      logitsRoom: new Float32Array(logits?.elements ?? 0),
+    }
+  }
+
+  // rows -----------------------------------------------------------------------------------------------------------------
+
+  /** The table of a layer's rows, f32 [D, T]: those that stay from the layer before, and those that join. */
+  #enter(x: Tensor | null, active: readonly PlacedItem[], layer: number): Tensor {
+    const pieces: Tensor[] = []
+    let i = 0
+    while (i < active.length) {
+      const item = active[i]!
+      const tokens = item.item.layers.from === layer && item.item.input.kind === 'tokens'
+      let next = i + 1
+      if (tokens) {
+        // Neighbours that enter as tokens are looked up together.
+        const joins = (p: PlacedItem | undefined, before: PlacedItem) =>
+          p?.item.layers.from === layer && p.item.input.kind === 'tokens' && p.first === before.first + before.rows
+        while (joins(active[next], active[next - 1]!)) next++
+        pieces.push(this.#embed(item.first, active[next - 1]!.first + active[next - 1]!.rows))
+      } else if (item.item.layers.from === layer) {
+        const tensor = this.c.tensor('f32', this.model.config.width, item.rows).asInput()
+        this.rowInputs.push({ item, tensor })
+        pieces.push(tensor)
+      } else pieces.push(this.#rowsOfItem(x!, item))
+      i = next
+    }
+    let at = 0
+    this.#active = active.map((item) => {
+      const a = { item, at }
+      at += item.rows
+      return a
+    })
+    return this.#join(pieces, 1)
+  }
+
+  #embed(from: number, to: number): Tensor {
+    const rows = this.#inputView('tokens', this.tokens, from, to)
+    const x = ops.getRows(this.c, this.model.weights.global['tokenEmbeddings']!, rows) // f32 [D, T]
+    if (!this.model.architecture.embed) return x
+    const b = new Build(this.c, this.model.config, rows, null, null, this.#attend)
+    return this.model.architecture.embed(b, x)
+  }
+
+  /** Rows of an item in the table of the layer before. */
+  #rowsOfItem(x: Tensor, item: PlacedItem): Tensor {
+    const { at } = this.#active.find((a) => a.item === item)!
+    return ops.cont(this.c, ops.view(this.c, x, [x.ne[0], item.rows], [x.nb[1]], at * x.nb[1]))
+  }
+
+  /** Brings out the rows of items that end behind this layer and want them. */
+  #leave(x: Tensor, layer: number): void {
+    for (const { item } of this.#active) {
+      if (item.item.layers.to !== layer + 1 || !item.item.outputs.hidden) continue
+      const whole = this.#active.length === 1
+      this.hidden.set(item.first, (whole ? x : this.#rowsOfItem(x, item)).asOutput())
+    }
+  }
+
+  #positionsOf(active: readonly PlacedItem[]): Tensor {
+    const pieces: Tensor[] = []
+    let i = 0
+    while (i < active.length) {
+      let next = i + 1
+      while (next < active.length && active[next]!.first === active[next - 1]!.first + active[next - 1]!.rows) next++
+      const to = active[next - 1]!.first + active[next - 1]!.rows
+      pieces.push(this.#inputView('positions', this.positions, active[i]!.first, to))
+      i = next
+    }
+    return this.#join(pieces, 0)
+  }
+
+  /** Elements [from, to) of an input, as it is or as a view. */
+  #inputView(name: string, input: Tensor, from: number, to: number): Tensor {
+    if (from === 0 && to === input.ne[0]) return input
+    const key = `${name} ${from} ${to}`
+    const known = this.#views.get(key)
+    if (known) return known
+    const made = ops.view(this.c, input, [to - from], [], from * input.nb[0])
+    this.#views.set(key, made)
+    return made
+  }
+
+  /** Puts tensors side by side, in pairs: each byte is copied log(n) times. */
+  #join(pieces: readonly Tensor[], dim: 0 | 1): Tensor {
+    let level = [...pieces]
+    while (level.length > 1) {
+      const next: Tensor[] = []
+      for (let i = 0; i < level.length; i += 2)
+        next.push(i + 1 < level.length ? ops.concat(this.c, level[i]!, level[i + 1]!, dim) : level[i]!)
+      level = next
+    }
+    return level[0]!
+  }
+
+  // attention ------------------------------------------------------------------------------------------------------------
+
+  readonly #attend: Attend = (layer, q, k, v, scale) => {
+    const active = this.#active
+    this.#storeUniform(layer, k, v)
+    for (const a of active) if (a.item.ragged) this.#storeRagged(layer, a, k, v)
+    const outs = active.map(({ item, at }) => {
+      const load = item.loads[item.ragged ? layer - item.item.layers.from : 0]!
+      const parts = load.parts.map((_, i) => this.#part(item, load, i, layer))
+      const transposed = parts.every((p) => p.valuesTransposed)
+      const lowered = chooseLowering(this.lowering, item.rows, transposed)
+      return lowered.attend(this.c, {
+        q: active.length === 1 ? q : rowsOf3(this.c, q, at, item.rows),
+        parts,
+        mask: this.#mask(item, load, isWindowed(this.model.config, layer), lowered),
+        scale,
+        softcap: this.model.config.attentionSoftcap,
+      })
+    })
+    return this.#join(outs, 1)
+  }
+
+  /** Stores the keys of neighbours in one arena by one op, and the values likewise or piece by piece. */
+  #storeUniform(layer: number, k: Tensor, v: Tensor): void {
+    const uniform = this.#active.filter((a) => !a.item.ragged)
+    for (const group of neighbours(uniform, (a) => String(a.item.arena))) {
+      const { item, at } = group[0]!
+      const rows = group.reduce((sum, a) => sum + a.item.rows, 0)
+      const arena = this.store.arenas[item.arena]!
+      const cells = this.#inputView('cells', this.cells, item.first, item.first + rows)
+      const own = (t: Tensor) => (rows === t.ne[2] ? t : rowsOf3(this.c, t, at, rows))
+      this.graph.expand(this.#storeRows(arena.keys(layer), own(k), cells))
+      if (!arena.shape.valuesTransposed) this.graph.expand(this.#storeRows(arena.values(layer), own(v), cells))
+    }
+    const transposed = uniform.filter((a) => this.#transposed(a.item.arena))
+    for (const a of transposed) if (a.item.pieces) this.#storePieces(layer, a, v)
+    for (const group of neighbours(
+      transposed.filter((a) => !a.item.pieces),
+      (a) => String(a.item.arena),
+    )) {
+      const { item, at } = group[0]!
+      const rows = group.reduce((sum, a) => sum + a.item.rows, 0)
+      const scatteredBefore = this.#scattered.filter((p) => p.first < item.first).reduce((sum, p) => sum + p.rows, 0)
+      const from = scatteredBefore * this.#perRow
+      const elements = this.#inputView('elements', this.elements!, from, from + rows * this.#perRow)
+      const own = rows === v.ne[2] ? v : rowsOf3(this.c, v, at, rows)
+      this.graph.expand(this.#storeElements(this.store.arenas[item.arena]!.values(layer), own, elements))
+    }
+  }
+
+  #storeRagged(layer: number, { item, at }: Active, k: Tensor, v: Tensor): void {
+    const arena = this.store.arenas[item.arena]!
+    const { kvHeads } = this.model.config
+    const rows = this.c.tensor('i32', item.rows, kvHeads).asInput()
+    const elements = arena.shape.valuesTransposed ? this.c.tensor('i32', this.#perRow * item.rows).asInput() : null
+    this.raggedStores.push({ item, layer, rows, elements })
+    const own = (t: Tensor) => (item.rows === t.ne[2] ? t : rowsOf3(this.c, t, at, item.rows))
+    this.graph.expand(this.#storeRows(arena.keys(layer), own(k), rows))
+    if (elements) this.graph.expand(this.#storeElements(arena.values(layer), own(v), elements))
+    else this.graph.expand(this.#storeRows(arena.values(layer), own(v), rows))
+  }
+
+  /** k f32 [d, Hkv, T] into rows `cells` of [d, cells, Hkv]. */
+  #storeRows(arena: Tensor, k: Tensor, cells: Tensor): Tensor {
+    return ops.setRows(this.c, arena, ops.permute(this.c, k, 0, 2, 1, 3), cells)
+  }
+
+  /** v f32 [d, Hkv, T] into single elements of [cells, d, Hkv]. */
+  #storeElements(arena: Tensor, v: Tensor, elements: Tensor): Tensor {
+    const flat = ops.reshape(this.c, arena, 1, arena.elements)
+    const dense = v.isContiguous ? v : ops.cont(this.c, v)
+    return ops.setRows(this.c, flat, ops.reshape(this.c, dense, 1, v.elements), elements)
+  }
+
+  /** Rows of v f32 [d, Hkv, T] into consecutive cells of [cells, d, Hkv], as blocks. */
+  #storePieces(layer: number, { item, at }: Active, v: Tensor): void {
+    const arena = this.store.arenas[item.arena]!.values(layer)
+    const [d, Hkv] = v.ne
+    for (const { row, rows, cell } of item.pieces!) {
+      const block = ops.view(this.c, arena, [rows, d, Hkv], [arena.nb[1], arena.nb[2]], cell * arena.nb[0])
+      const own = rows === v.ne[2] ? v : rowsOf3(this.c, v, at + row, rows)
+      this.graph.expand(ops.copy(this.c, ops.permute(this.c, own, 1, 2, 0, 3), block)) // [d, Hkv, T] -> [T, d, Hkv]
+    }
+  }
+
+  #part(item: PlacedItem, load: Load, index: number, layer: number): KvPart {
+    const part = load.parts[index]!
+    const arena = this.store.arenas[part.arena]!
+    const { valuesTransposed } = arena.shape
+    if (part.kind === 'view')
+      return {
+        keys: arena.keyRun(this.c, layer, part.from, part.to),
+        values: arena.valueRun(this.c, layer, part.from, part.to),
+        valuesTransposed,
+      }
+    const { rows, pieces } = this.#gather(item, load, index)
+    const keys = ops.getRows(this.c, arena.keys(layer), rows) //                          f32 [d, n, Hkv]
+    if (!pieces) return { keys, values: ops.getRows(this.c, arena.values(layer), rows), valuesTransposed }
+    const { headDim, kvHeads } = this.model.config
+    const all = arena.values(layer)
+    const inPieces = ops.reshape(this.c, all, PAGE_CELLS, all.elements / PAGE_CELLS)
+    const values = ops.getRows(this.c, inPieces, pieces) //                               f32 [32, n / 32 * d * Hkv]
+    return { keys, values: ops.reshape(this.c, values, part.cells, headDim, kvHeads), valuesTransposed }
+  }
+
+  #gather(item: PlacedItem, load: Load, part: number): GatherInput {
+    const known = this.gathers.find((g) => g.load === load && g.part === part)
+    if (known) return known
+    const { arena } = load.parts[part]!
+    const cells = (load.parts[part] as { cells: number }).cells
+    const { headDim, kvHeads } = this.model.config
+    const made: GatherInput = {
+      item,
+      load,
+      part,
+      rows: this.c.tensor('i32', cells, kvHeads).asInput(),
+      pieces: this.#transposed(arena) ? this.c.tensor('i32', (cells / PAGE_CELLS) * headDim * kvHeads).asInput() : null,
+    }
+    this.gathers.push(made)
+    return made
+  }
+
+  #mask(item: PlacedItem, load: Load, window: boolean, lowering: Lowering): Tensor {
+    const known = this.masks.find((m) => m.load === load && m.window === window)
+    if (known) return known.lowered
+    const { heads } = this.model.config
+    const sizes = item.ragged ? [load.cells, item.rows, heads] : [load.cells, item.rows]
+    const tensor = this.c.tensor('f16', ...sizes).asInput()
+    const lowered = lowering.mask(this.c, tensor, heads)
+    this.masks.push({ item, load, window, tensor, bits: new Uint16Array(tensor.elements), lowered })
+    return lowered
+  }
 }
 
-function storeValues(
-  c: Context,
-  cache: UniformCache,
-  layer: number,
-  v: Tensor,
-  cells: Tensor,
-  elements: Tensor | null,
-  blockAt: number,
-): Tensor {
-  const arena = cache.arena(layer, 'values')
-  if (!cache.shape.valuesTransposed) return storeKeys(c, arena, v, cells)
-  if (elements) {
-    const flat = ops.reshape(c, arena, 1, arena.elements)
-    const dense = v.isContiguous ? v : ops.cont(c, v)
-    return ops.setRows(c, flat, ops.reshape(c, dense, 1, v.elements), elements)
+/** Rows [at, at + rows) of [d, heads, T]. */
+function rowsOf3(c: Context, t: Tensor, at: number, rows: number): Tensor {
+  return ops.view(c, t, [t.ne[0], t.ne[1], rows], [t.nb[1], t.nb[2]], at * t.nb[2])
+}
+
+/** Splits a list into stretches whose rows follow each other in both tables, and that agree in `kind`. */
+function neighbours(list: readonly Active[], kind: (a: Active) => string): Active[][] {
+  const out: Active[][] = []
+  for (const a of list) {
+    const group = out.at(-1)
+    const before = group?.at(-1)
+    const follows =
+      before !== undefined &&
+      kind(before) === kind(a) &&
+      a.at === before.at + before.item.rows &&
+      a.item.first === before.item.first + before.item.rows
+    if (follows) group!.push(a)
+    else out.push([a])
   }
-  const [d, Hkv, T] = v.ne
-  const block = ops.view(c, arena, [T, d, Hkv], [arena.nb[1], arena.nb[2]], blockAt * arena.nb[0])
-  return ops.copy(c, ops.permute(c, v, 1, 2, 0, 3), block) //         [d, Hkv, T] -> [T, d, Hkv]
+  return out
 }

@@ -1,8 +1,7 @@
 /**
- * Runs a step: checks it, finds or builds its graph, feeds it, computes, reads the outputs. Works on one item a step for
- * now; everything about an item is explicit, so that several can share a graph later.
+ * Runs a step: checks it, places it, finds or builds its graph, feeds it, computes, reads the outputs.
  */
-import { CELL_PADDING, type UniformCache } from '../cache/uniform.ts'
+import type { KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
 import type { Step, StepResult, WorkItem, WorkResult } from '../contract/work-item.ts'
 import { Backend, type Runner, SingleRunner, SplitRunner } from '../ggml/backend.ts'
@@ -10,15 +9,18 @@ import { cpuDevice } from '../ggml/device.ts'
 import type { ModelConfig } from '../model/config.ts'
 import type { Model } from '../model/model.ts'
 import { feed } from './feed.ts'
-import { BLOCK_STORE_ROWS, buildGraph, type GraphShape, graphNodes, type StepGraph, sameShape } from './graph.ts'
+import { buildGraph, graphNodes, type StepGraph } from './graph.ts'
 import { TILE_ROWS } from './lower/flash.ts'
 import type { LoweringName } from './lower/lowering.ts'
+import { type PlacedStep, placeStep } from './place.ts'
 import { ThreadChooser } from './threads.ts'
 
 export interface ExecutorOptions {
   /** Most compute threads on the CPU; short steps use fewer where that is faster (`threads.ts`). */
   readonly threads: number
   readonly lowering: LoweringName
+  /** Most work items of a step. Default 16. */
+  readonly mostItems?: number
 }
 
 /**
@@ -26,6 +28,9 @@ export interface ExecutorOptions {
  * event loop is held for no longer than this, in milliseconds.
  */
 const INLINE_MS = 4
+
+/** Bounds what ggml's scheduler sets aside for graphs that are split over devices. */
+const MOST_ITEMS = 16
 
 /** A graph kept for the next step of its shape, with memory of its own for intermediate tensors. */
 interface Slot {
@@ -48,16 +53,16 @@ export function scratchBytes(c: ModelConfig, rows: number, keys: number): number
 
 export class Executor implements Disposable {
   readonly model: Model
-  readonly cache: UniformCache
+  readonly store: KvStore
   readonly options: ExecutorOptions
   readonly #backends: readonly Backend[]
   /** Chunks and decode steps alternate: each kind keeps its own graph and thread count. */
   readonly #slots: { readonly chunk: Slot; readonly short: Slot; readonly decode: Slot }
   #running: Runner | null = null
 
-  constructor(model: Model, cache: UniformCache, options: ExecutorOptions) {
+  constructor(model: Model, store: KvStore, options: ExecutorOptions) {
     this.model = model
-    this.cache = cache
+    this.store = store
     this.options = options
     const cpu = cpuDevice()
     const devices = model.device.kind === 'cpu' ? [cpu] : [model.device, cpu]
@@ -66,7 +71,7 @@ export class Executor implements Disposable {
       runner:
         devices.length === 1
           ? new SingleRunner(this.#backends[0]!)
-          : new SplitRunner(this.#backends, 2 * graphNodes(model.config.layers)),
+          : new SplitRunner(this.#backends, 2 * graphNodes(model.config.layers, options.mostItems ?? MOST_ITEMS)),
       graph: null,
       lastMs: Number.POSITIVE_INFINITY,
     })
@@ -87,15 +92,13 @@ export class Executor implements Disposable {
    */
   async run(step: Step, signal?: AbortSignal): Promise<StepResult> {
     const start = performance.now()
-    const item = step.items[0]
-    if (!item || step.items.length > 1)
-      throw new KvasirError('NOT_SUPPORTED', `${step.items.length} work items in a step`)
-    this.#check(item)
+    this.#check(step)
     if (signal?.aborted) throw new KvasirError('ABORTED', 'stopped by the caller', {}, signal.reason)
 
-    const slot = this.#slotFor(item.positions.length)
-    const graph = this.#graphFor(slot, this.#shapeOf(item))
-    feed(graph, item, this.cache, this.model.config)
+    const placed = placeStep(step.items, this.store, this.options.lowering)
+    const slot = this.#slotFor(placed.rows)
+    const graph = this.#graphFor(slot, placed)
+    feed(graph, placed, this.store, this.model.config)
 
     for (const b of this.#backends) b.useThreads(slot.chooser?.threads ?? this.options.threads)
     const computeStart = performance.now()
@@ -104,8 +107,8 @@ export class Executor implements Disposable {
     const computeMs = performance.now() - computeStart
     if (result === 'aborted') throw new KvasirError('ABORTED', 'stopped by the caller', {}, signal?.reason)
     slot.lastMs = computeMs
-    slot.chooser?.report(computeMs / item.positions.length)
-    return { items: [this.#read(graph)], computeMs, totalMs: performance.now() - start }
+    slot.chooser?.report(computeMs / placed.rows)
+    return { items: this.#read(graph, placed), computeMs, totalMs: performance.now() - start }
   }
 
   #slotFor(rows: number): Slot {
@@ -125,30 +128,12 @@ export class Executor implements Disposable {
     }
   }
 
-  #shapeOf(item: WorkItem): GraphShape {
-    const rows = item.positions.length
-    const first = item.cells[0]!
-    const consecutive = item.cells.every((cell, i) => cell === first + i)
-    const asBlock = this.cache.shape.valuesTransposed && consecutive && rows >= BLOCK_STORE_ROWS
-    return {
-      rows,
-      keys: Math.ceil(this.cache.used / CELL_PADDING) * CELL_PADDING,
-      from: item.layers.from,
-      to: item.layers.to,
-      input: item.input.kind,
-      logits: item.outputs.logits.length,
-      hidden: item.outputs.hidden,
-      blockAt: asBlock ? first : -1,
-      lowering: this.options.lowering,
-    }
-  }
-
-  #graphFor(slot: Slot, shape: GraphShape): StepGraph {
-    if (slot.graph && sameShape(slot.graph.shape, shape)) return slot.graph
+  #graphFor(slot: Slot, placed: PlacedStep): StepGraph {
+    if (slot.graph?.key === placed.key) return slot.graph
     slot.graph?.context.dispose()
     slot.graph = null
     slot.lastMs = Number.POSITIVE_INFINITY
-    const graph = buildGraph(this.model, this.cache, shape)
+    const graph = buildGraph(this.model, this.store, placed, this.options.lowering)
     try {
       slot.runner.allocate(graph.graph)
     } catch (error) {
@@ -158,17 +143,36 @@ export class Executor implements Disposable {
     return (slot.graph = graph)
   }
 
-  #read(graph: StepGraph): WorkResult {
-    const { logits, hidden } = graph.results
-    return { logits: graph.logits?.get(logits) ?? null, hidden: graph.hidden?.get(hidden) ?? null }
+  /** The outputs, in the order of the step's items. */
+  #read(graph: StepGraph, placed: PlacedStep): WorkResult[] {
+    const results: WorkResult[] = placed.items.map(() => ({ logits: null, hidden: null }))
+    const logits = graph.logits?.get(graph.logitsRoom)
+    const V = this.model.config.vocab
+    let at = 0
+    for (const { index, item, rows, first } of placed.items) {
+      const n = item.outputs.logits.length
+      results[index] = {
+        logits: n && logits ? logits.subarray(at * V, (at + n) * V) : null,
+        hidden: graph.hidden.get(first)?.get(new Float32Array(rows * this.model.config.width)) ?? null,
+      }
+      at += n
+    }
+    return results
+  }
+
+  #check(step: Step): void {
+    const most = this.options.mostItems ?? MOST_ITEMS
+    if (step.items.length < 1 || step.items.length > most)
+      throw new KvasirError('INVALID_ARGUMENT', `${step.items.length} work items in a step; 1 to ${most} are allowed`)
+    for (const item of step.items) this.#checkItem(item)
   }
 
   /** Everything that C would end the process over. */
-  #check(item: WorkItem): void {
+  #checkItem(item: WorkItem): void {
     const { config } = this.model
     const rows = item.positions.length
     const bad = (what: string) => new KvasirError('INVALID_ARGUMENT', `work item: ${what}`)
-    if (rows < 1 || item.cells.length !== rows) throw bad(`${rows} positions and ${item.cells.length} cells`)
+    if (rows < 1) throw bad('no rows')
     const { from, to } = item.layers
     if (!(from >= 0 && from < to && to <= config.layers)) throw bad(`layers [${from}, ${to}) of ${config.layers}`)
     if (item.input.kind === 'tokens') {
@@ -178,9 +182,7 @@ export class Executor implements Disposable {
     } else if (item.input.rows.length !== rows * config.width)
       throw bad(`${item.input.rows.length} numbers for ${rows} rows of ${config.width}`)
     if ((item.input.kind === 'hidden') !== from > 0) throw bad(`${item.input.kind} as input of layer ${from}`)
-    for (const cell of item.cells)
-      if (!(Number.isInteger(cell) && cell >= 0 && cell < this.cache.used)) throw bad(`cell ${cell} is not in use`)
-    if (rows > 1 && new Set(item.cells).size < rows) throw bad('two rows for one cell')
+    this.#checkStore(item, bad)
     for (const p of item.positions)
       if (!(Number.isInteger(p) && p >= 0 && p < 2 ** 31)) throw bad(`position ${p} is no whole number from 0 up`)
     let before = -1
@@ -190,6 +192,22 @@ export class Executor implements Disposable {
       before = row
     }
     if (item.outputs.logits.length && to !== config.layers) throw bad('logits need the last layer')
+  }
+
+  #checkStore(item: WorkItem, bad: (what: string) => KvasirError): void {
+    const sequence = this.store.sequence(item.sequence)
+    const rows = item.positions.length
+    if (item.store.kind === 'tail') {
+      if (sequence.columns.some((c) => c.end < rows)) throw bad(`${rows} rows, and fewer were appended`)
+      return
+    }
+    if (sequence.layout !== 'uniform') throw bad('cells can only be named in a uniform sequence')
+    const { cells } = item.store
+    if (cells.length !== rows) throw bad(`${rows} positions and ${cells.length} cells`)
+    const { end } = sequence.columns[0]!
+    for (const cell of cells)
+      if (!(Number.isInteger(cell) && cell >= 0 && cell < end)) throw bad(`cell ${cell} is not in use`)
+    if (new Set(cells).size < rows) throw bad('two rows for one cell')
   }
 
   [Symbol.dispose](): void {

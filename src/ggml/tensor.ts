@@ -122,6 +122,17 @@ export class Tensor {
     return (this.#hasMemory ||= koffi.decode(this.ptr, TENSOR_DATA_OFFSET, 'void*') !== null)
   }
 
+  /**
+   * Its memory as 32-bit words, without a copy, when that is the host's (`BufferType.isHost`). Must not be touched once the
+   * buffer is gone: nothing would notice.
+   */
+  hostWords(): Uint32Array {
+    this.#checkRange(this.bytes - (this.bytes % 4), 0)
+    if (this.ctx.packed) throw new KvasirError('NOT_SUPPORTED', `${show(this)} is a packed weight: it cannot be read`)
+    const address = koffi.decode(this.ptr, TENSOR_DATA_OFFSET, 'void*')
+    return new Uint32Array(koffi.view(address, this.bytes - (this.bytes % 4)))
+  }
+
   /** All elements of a contiguous f32 tensor. */
   floats(): Float32Array {
     if (this.type !== 'f32') throw new ShapeError(`floats: ${show(this)} is not f32`)

@@ -1,5 +1,5 @@
 /** Which lowering serves a step, and how values must lie for it. */
-import type { CacheType } from '../../cache/uniform.ts'
+import type { CacheType } from '../../cache/arena.ts'
 import type { Device } from '../../ggml/device.ts'
 import { isQuantized } from '../../ggml/types.ts'
 import { flash, TILE_ROWS } from './flash.ts'

@@ -6,7 +6,7 @@
 import type { Context } from '../../ggml/context.ts'
 import * as ops from '../../ggml/ops/index.ts'
 import type { Tensor } from '../../ggml/tensor.ts'
-import type { Lowering } from './lowering.ts'
+import type { KvPart, Lowering } from './lowering.ts'
 
 /** ggml's CPU kernel works in tiles from this many queries on. */
 export const TILE_ROWS = 64
@@ -17,16 +17,31 @@ export const flash: Lowering = {
   attend(c, a) {
     const T = a.q.ne[2]
     const q = ops.permute(c, a.q, 0, 2, 1, 3) //                        f32 [d, T, H]
-    let k = a.keys //                                                   [d, n, Hkv]
-    let v = a.valuesTransposed ? rowMajor(c, a.values) : a.values //    [d, n, Hkv]
+    let { k, v } = together(c, a.parts) //                              [d, n, Hkv]
     const tiles = k.type === v.type && (k.type === 'f16' || k.type === 'f32')
     if (T >= TILE_ROWS && !tiles) {
-      k = k.type === 'f32' ? k : ops.cast(c, k, 'f32')
-      v = v.type === 'f32' ? v : ops.cast(c, v, 'f32')
+      k = asFloats(c, k)
+      v = asFloats(c, v)
     }
     const o = ops.flashAttention(c, q, k, v, a.mask, a.scale, a.softcap) // f32 [d, H, T]
     return ops.reshape(c, o, o.ne[0] * o.ne[1], T)
   },
+}
+
+/** All parts as one, row-major; several are brought to f32 first. */
+function together(c: Context, parts: readonly KvPart[]): { k: Tensor; v: Tensor } {
+  const [first, ...rest] = parts
+  const rows = (p: KvPart) => (p.valuesTransposed ? rowMajor(c, p.values) : p.values)
+  if (!rest.length) return { k: first!.keys, v: rows(first!) }
+  const join = (all: Tensor[]) => all.reduce((a, b) => ops.concat(c, a, b, 1))
+  return {
+    k: join(parts.map((p) => asFloats(c, p.keys))),
+    v: join(parts.map((p) => asFloats(c, rows(p)))),
+  }
+}
+
+function asFloats(c: Context, t: Tensor): Tensor {
+  return t.type === 'f32' ? t : ops.cast(c, t, 'f32')
 }
 
 /** [n, d, Hkv] -> [d, n, Hkv] */

@@ -5,15 +5,20 @@
 import type { Context } from '../../ggml/context.ts'
 import type { Tensor } from '../../ggml/tensor.ts'
 
-/** One layer's attention over n cached rows. */
-export interface AttentionInputs {
-  /** f32 [d, H, T] */
-  readonly q: Tensor
+/** Cached rows that lie together, or were gathered. */
+export interface KvPart {
   /** [d, n, Hkv] */
   readonly keys: Tensor
   /** [d, n, Hkv], or [n, d, Hkv] when transposed. */
   readonly values: Tensor
   readonly valuesTransposed: boolean
+}
+
+/** One item's attention in one layer, over n cached rows in all parts together. */
+export interface AttentionInputs {
+  /** f32 [d, H, T] */
+  readonly q: Tensor
+  readonly parts: readonly KvPart[]
   /** What {@link Lowering.mask} made of the mask. */
   readonly mask: Tensor
   readonly scale: number
@@ -22,7 +27,7 @@ export interface AttentionInputs {
 }
 
 export interface Lowering {
-  /** Brings a mask, f16 [n, T] of 0 and -inf, into the form that `attend` reads; once for all layers of a graph. */
+  /** Brings a mask, f16 [n, T] or [n, T, H] of 0 and -inf, into the form that `attend` reads; once for all layers that share it. */
   readonly mask: (c: Context, mask: Tensor, heads: number) => Tensor
   /** -> f32 [d * H, T] */
   readonly attend: (c: Context, a: AttentionInputs) => Tensor

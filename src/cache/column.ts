@@ -1,0 +1,212 @@
+/**
+ * A column lists the cells that a sequence's rows lie in: blocks of 32 cells, and which position each cell holds. A uniform
+ * sequence has one column, over whole pages, that holds for all layers and heads; a ragged one has a column per layer and
+ * head.
+ *
+ *   blocks      [ page 7 ][ page 8 ][ page 3 ]
+ *   positions   0 ... 31  32 - 34 .  64 65 - -      -1: a hole, or not used yet
+ *                                         ^ end     the next row goes here
+ *
+ * Holes belong to the column, not to the page: two sequences can share a page and have dropped different rows of it.
+ *
+ * Blocks of several arenas may stand in any order, but rows are only pushed into blocks of the sequence's own arena. Rows
+ * that move to another arena go into blocks that are put in front of the one that `end` lies in, so `end` moves on with it:
+ *
+ *   blocks      [ own 7  ][ other 2 ][ own 3  ]
+ *   positions   0 ... 31  32 33 - -   40 - - -      `other 2` is filled partly: its holes lie below `end`, and only later
+ *                                       ^ end       moves into that arena (or a compaction) fill them
+ *
+ * So a cell is only good until the next drop, compaction or move; positions last.
+ */
+import type { PageId } from '../contract/units.ts'
+import { PAGE_CELLS } from './arena.ts'
+
+export interface BlockRef {
+  /** Index of the arena in the store. */
+  readonly arena: number
+  readonly page: PageId
+}
+
+/** Consecutive cells of one arena: [from, to). */
+export interface Run {
+  readonly arena: number
+  readonly from: number
+  readonly to: number
+}
+
+export class Column {
+  readonly blocks: BlockRef[] = []
+  /** Position of the row in each cell; -1: none. Longer than needed. */
+  #positions = new Int32Array(8 * PAGE_CELLS).fill(-1)
+  /** Cells up to here were used; the next row goes here. */
+  #end = 0
+  #rows = 0
+  #runs: readonly Run[] | null = null
+
+  get end(): number {
+    return this.#end
+  }
+
+  /** Rows that are there: cells that are no holes. */
+  get rows(): number {
+    return this.#rows
+  }
+
+  /** Cells of all blocks. */
+  get cells(): number {
+    return this.blocks.length * PAGE_CELLS
+  }
+
+  /** Position in each cell of its blocks, -1 for none; [cells]. Not a copy. */
+  get positions(): Int32Array {
+    return this.#positions.subarray(0, this.cells)
+  }
+
+  addBlock(block: BlockRef): void {
+    this.blocks.push(block)
+    this.#runs = null
+    if (this.cells <= this.#positions.length) return
+    const grown = new Int32Array(2 * this.#positions.length).fill(-1)
+    grown.set(this.#positions)
+    this.#positions = grown
+  }
+
+  /** Puts blocks without rows in front of block `index`; the cells from there on move up. The first of their cells. */
+  insertBlocks(index: number, blocks: readonly BlockRef[]): number {
+    const first = index * PAGE_CELLS
+    const size = blocks.length * PAGE_CELLS
+    const last = this.cells
+    for (const b of blocks) this.addBlock(b) // makes room in `positions`
+    this.blocks.splice(last / PAGE_CELLS)
+    this.blocks.splice(index, 0, ...blocks)
+    this.#positions.copyWithin(first + size, first, last)
+    this.#positions.fill(-1, first, first + size)
+    if (this.#end >= first) this.#end += size
+    return first
+  }
+
+  /** Puts the blocks into another order, in which the next row goes to `end`. Those that are not in it, and hold no rows, are given. */
+  arrange(order: readonly number[], end: number): BlockRef[] {
+    const old = this.#positions.slice()
+    const blocks = this.blocks.slice()
+    const kept = new Set(order)
+    this.#positions.fill(-1)
+    for (const [to, from] of order.entries())
+      this.#positions.set(old.subarray(from * PAGE_CELLS, (from + 1) * PAGE_CELLS), to * PAGE_CELLS)
+    this.blocks.splice(0, blocks.length, ...order.map((i) => blocks[i]!))
+    this.#end = end
+    this.#runs = null
+    return blocks.filter((_, i) => !kept.has(i))
+  }
+
+  /** The next row goes to `end` or behind it: the cells between stay holes. */
+  skipTo(end: number): void {
+    this.#end = Math.max(this.#end, end)
+  }
+
+  /** Takes out the last block, of which no cell may be used. */
+  popBlock(): BlockRef {
+    this.#runs = null
+    return this.blocks.pop()!
+  }
+
+  /** Puts another block in place of block `index`; its cells keep their positions. */
+  replaceBlock(index: number, block: BlockRef): void {
+    this.blocks[index] = block
+    this.#runs = null
+  }
+
+  /** A row of position `position` in the next cell, whose block must be there; the cell. */
+  push(position: number): number {
+    const cell = this.#end++
+    this.#positions[cell] = position
+    this.#rows++
+    return cell
+  }
+
+  /** Makes a cell a hole. Its block stays until {@link takeEmpty}. */
+  drop(cell: number): void {
+    if (this.#positions[cell]! < 0) return
+    this.#positions[cell] = -1
+    this.#rows--
+  }
+
+  /** Says which row a cell holds; one that was a hole becomes a row. */
+  setPosition(cell: number, position: number): void {
+    if (this.#positions[cell]! < 0) this.#rows++
+    this.#positions[cell] = position
+    this.#end = Math.max(this.#end, cell + 1)
+  }
+
+  /** Ends the used cells at `end`: those behind are free for rows again. */
+  truncate(end: number): void {
+    for (let cell = end; cell < this.#end; cell++) this.drop(cell)
+    this.#end = Math.min(this.#end, end)
+  }
+
+  /** Takes out the blocks that only hold holes, and gives them. Those that rows can still go into stay. */
+  takeEmpty(): BlockRef[] {
+    const gone: BlockRef[] = []
+    const kept: BlockRef[] = []
+    let at = 0
+    let end = this.#end
+    for (const [i, block] of this.blocks.entries()) {
+      const first = i * PAGE_CELLS
+      let keep = this.#end < first + PAGE_CELLS
+      for (let c = first; c < first + PAGE_CELLS; c++) keep ||= this.#positions[c]! >= 0
+      if (keep) {
+        if (at !== first) this.#positions.copyWithin(at, first, first + PAGE_CELLS)
+        kept.push(block)
+        at += PAGE_CELLS
+      } else {
+        gone.push(block)
+        end -= PAGE_CELLS
+      }
+    }
+    if (!gone.length) return gone
+    this.blocks.splice(0, this.blocks.length, ...kept)
+    this.#positions.fill(-1, at)
+    this.#end = end
+    this.#runs = null
+    return gone
+  }
+
+  /** Takes out the blocks behind the last used cell, and gives them. */
+  takeUnused(): BlockRef[] {
+    this.#runs = null
+    return this.blocks.splice(Math.ceil(this.#end / PAGE_CELLS))
+  }
+
+  /** The cell of its arena in which logical cell `cell` lies. */
+  physical(cell: number): number {
+    return this.blocks[Math.floor(cell / PAGE_CELLS)]!.page * PAGE_CELLS + (cell % PAGE_CELLS)
+  }
+
+  /** Its blocks as runs of consecutive cells, in order. */
+  get runs(): readonly Run[] {
+    if (this.#runs) return this.#runs
+    const runs: { arena: number; from: number; to: number }[] = []
+    for (const { arena, page } of this.blocks) {
+      const last = runs.at(-1)
+      if (last && last.arena === arena && last.to === page * PAGE_CELLS) last.to += PAGE_CELLS
+      else runs.push({ arena, from: page * PAGE_CELLS, to: (page + 1) * PAGE_CELLS })
+    }
+    return (this.#runs = runs)
+  }
+
+  /** Cells that hold a row, in order. */
+  usedCells(): number[] {
+    const out: number[] = []
+    for (let cell = 0; cell < this.#end; cell++) if (this.#positions[cell]! >= 0) out.push(cell)
+    return out
+  }
+
+  clone(): Column {
+    const copy = new Column()
+    copy.blocks.push(...this.blocks)
+    copy.#positions = this.#positions.slice()
+    copy.#end = this.#end
+    copy.#rows = this.#rows
+    return copy
+  }
+}

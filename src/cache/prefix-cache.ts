@@ -1,0 +1,438 @@
+/**
+ * Stored prefixes: the index of full blocks (`prefix-index.ts`) over the store's pages, and the tiers below it. Every full
+ * block that is computed gets a name and becomes a stored prefix at once, whoever computed it; every request takes what it
+ * finds. Nothing needs to be switched on.
+ *
+ *   memory   pages of the store that the index holds; evicted when room is needed, the least worth keeping first
+ *   host     evicted blocks, in ordinary memory (off by default: on a CPU it is the same memory)
+ *   disk     blocks that no request uses any more are written behind, and found again after a restart
+ */
+import { setImmediate } from 'node:timers/promises'
+import { KvasirError } from '../contract/errors.ts'
+import type { BlockHash, EngineEvent, Medium } from '../contract/events.ts'
+import type { SequenceId } from '../contract/units.ts'
+import { PAGE_CELLS } from './arena.ts'
+import type { BlockRef } from './column.ts'
+import { blockHashes, type CacheIdentity, identityRoot } from './identity.ts'
+import { checkPrefixIndex, PrefixIndex, type PrefixNode, type StoredBlock } from './prefix-index.ts'
+import { readSession, writeSession } from './session-file.ts'
+import type { KvSequence, KvStore } from './store.ts'
+import { DiskTier } from './tiers/disk.ts'
+import { HostTier } from './tiers/host.ts'
+import type { Tier } from './tiers/tier.ts'
+
+export interface PrefixCacheOptions {
+  /** 0: none. */
+  readonly hostCacheBytes: number
+  /** Folder; null: none. */
+  readonly diskCache: string | null
+  readonly diskCacheBytes: number
+  readonly emit: (event: EngineEvent) => void
+}
+
+/** Rate of a tier of which nothing was read yet, bytes per second. */
+const ASSUMED_RATE = 200 * 2 ** 20
+/** Pages that are read for the disk in one go, before others get their turn. */
+const PAGES_PER_TURN = 8
+
+type Node = PrefixNode<BlockRef>
+
+export class PrefixCache {
+  readonly #store: KvStore
+  readonly #identity: CacheIdentity
+  readonly #emit: (event: EngineEvent) => void
+  readonly #index = new PrefixIndex<BlockRef>({ pageTokens: PAGE_CELLS })
+  /** From fast to slow. */
+  readonly #tiers: readonly Tier[]
+  readonly #roots = new Map<string, BlockHash>()
+  /** The last block of each sequence that the index has: it and all before it stay. */
+  readonly #pins = new Map<SequenceId, Node>()
+  /** Chains to be written behind, by their last block. */
+  readonly #unwritten = new Set<Node>()
+  #writing: Promise<void> | null = null
+  #closed = false
+
+  private constructor(store: KvStore, identity: CacheIdentity, tiers: readonly Tier[], o: PrefixCacheOptions) {
+    this.#store = store
+    this.#identity = identity
+    this.#tiers = tiers
+    this.#emit = o.emit
+  }
+
+  /** @param identity of the engine, without tenant and salt. @throws KvasirError INVALID_ARGUMENT */
+  static async open(store: KvStore, identity: CacheIdentity, o: PrefixCacheOptions): Promise<PrefixCache> {
+    const tiers: Tier[] = []
+    if (o.hostCacheBytes > 0) tiers.push(new HostTier({ maxBytes: o.hostCacheBytes }))
+    if (o.diskCache !== null)
+      tiers.push(await DiskTier.open(o.diskCache, identityRoot(identity), { maxBytes: o.diskCacheBytes }))
+    return new PrefixCache(store, identity, tiers, o)
+  }
+
+  // names ----------------------------------------------------------------------------------------------------------------
+
+  /** Root of the names of a tenant's blocks. */
+  root(tenant: string, salt: string): BlockHash {
+    const key = JSON.stringify([tenant, salt])
+    let root = this.#roots.get(key)
+    if (root === undefined) {
+      root = identityRoot({ ...this.#identity, tenant, salt })
+      // Bounded: tenants come and go.
+      if (this.#roots.size >= 1024) this.#roots.clear()
+      this.#roots.set(key, root)
+    }
+    return root
+  }
+
+  /** Adds the names of the blocks of `tokens` that are full and have none yet. */
+  nameBlocks(root: BlockHash, tokens: readonly number[], hashes: BlockHash[]): void {
+    const from = hashes.length * PAGE_CELLS
+    if (tokens.length - from < PAGE_CELLS) return
+    hashes.push(...blockHashes(hashes.at(-1) ?? root, tokens.slice(from), PAGE_CELLS))
+  }
+
+  // memory ---------------------------------------------------------------------------------------------------------------
+
+  /** Blocks from the text's beginning on that are in memory. */
+  longest(hashes: readonly BlockHash[]): number {
+    return this.#index.match(hashes)
+  }
+
+  /** Pages that could be freed. */
+  get evictablePages(): number {
+    return this.#index.evictable
+  }
+
+  /** Blocks in memory. */
+  get size(): number {
+    return this.#index.size
+  }
+
+  /** Puts the first `blocks` stored blocks into an empty sequence. */
+  adopt(sequence: KvSequence, hashes: readonly BlockHash[], blocks: number): void {
+    if (blocks === 0) return
+    const nodes = this.#index.longest(hashes.slice(0, blocks))
+    if (nodes.length < blocks)
+      throw new KvasirError('INVALID_ARGUMENT', `${blocks} stored blocks were asked for, and there are ${nodes.length}`)
+    const places = nodes.map((n) => n.place)
+    for (const place of places) this.#store.holdPage(place)
+    this.#store.adopt(sequence, places, 0)
+    this.#pin(sequence, nodes.at(-1)!)
+    for (const tier of this.#tiers) tier.touch(hashes.slice(0, blocks))
+  }
+
+  /** A forked sequence uses the same blocks. */
+  share(from: KvSequence, to: KvSequence): void {
+    const node = this.#pins.get(from.id)
+    if (node) this.#pin(to, node)
+  }
+
+  /** Tells of blocks [from, to) of a sequence that are full now. What is stored already stays as it is. */
+  publish(
+    sequence: KvSequence,
+    hashes: readonly BlockHash[],
+    tokens: readonly number[],
+    from: number,
+    to: number,
+  ): void {
+    if (sequence.layout !== 'uniform') return
+    const under = from === 0 ? null : this.#index.get(hashes[from - 1]!)
+    // After `clear` the blocks before are not stored: without them these would not be found.
+    if (from > 0 && !under) return
+    const places = sequence.columns[0]!.blocks.slice(from, to)
+    const fresh = this.#index.insert(
+      hashes.slice(from, to),
+      tokens.slice(from * PAGE_CELLS, to * PAGE_CELLS),
+      places,
+      under,
+    )
+    for (const node of fresh) this.#store.holdPage(node.place)
+    this.#stored(fresh, 'device')
+    this.#pin(sequence, this.#index.get(hashes[to - 1]!)!)
+  }
+
+  /** A sequence is about to be freed: its blocks may be evicted from now on, and are written behind. */
+  release(sequence: KvSequence): void {
+    const node = this.#pins.get(sequence.id)
+    if (!node) return
+    this.#pins.delete(sequence.id)
+    this.#index.unpin(node)
+    if (node.stored) this.#writeBehind(node)
+  }
+
+  /** Gives up to `pages` pages back to the store; how many. Tiers get what they do not have yet. */
+  evict(pages: number): number {
+    const gone = this.#index.evict(pages)
+    if (!gone.length) return 0
+    const offloaded = new Map<Medium, number>()
+    for (const node of gone) {
+      const tier = this.#tiers[0]
+      if (tier && !tier.has(node.hash) && this.#put(tier, node))
+        offloaded.set(tier.medium, (offloaded.get(tier.medium) ?? 0) + 1)
+      this.#unwritten.delete(node)
+      this.#store.releasePage(node.place)
+    }
+    const { pageBytes } = this.#store.arenas[0]!
+    this.#emit({ kind: 'BlockRemoved', block_hashes: gone.map((n) => n.hash), medium: 'device' })
+    this.#emit({ kind: 'pages-evict', pages: gone.length, bytes: gone.length * pageBytes })
+    for (const [to, n] of offloaded) this.#emit({ kind: 'pages-offload', pages: n, bytes: n * pageBytes, to })
+    return gone.length
+  }
+
+  // tiers ----------------------------------------------------------------------------------------------------------------
+
+  /**
+   * Loads the blocks that follow those in memory from the tiers, where that is expected to be quicker than to compute them.
+   * @param prefillMs measured time of so many rows; null while nothing was measured: then it loads
+   * @returns null when there is nothing to do
+   */
+  load(
+    hashes: readonly BlockHash[],
+    tokens: readonly number[],
+    prefillMs: (rows: number) => number | null,
+  ): Promise<void> | null {
+    if (!this.#tiers.length || this.#closed) return null
+    const inMemory = this.#index.match(hashes)
+    // The last row is always computed: it gives the first token.
+    const most = Math.floor((tokens.length - 1) / PAGE_CELLS)
+    let blocks = inMemory
+    let loadMs = 0
+    const { pageBytes } = this.#store.arenas[0]!
+    for (; blocks < Math.min(most, hashes.length); blocks++) {
+      const tier = this.#tiers.find((t) => t.has(hashes[blocks]!))
+      if (!tier) break
+      loadMs += (1000 * pageBytes) / (tier.stats.readBytesPerSecond ?? ASSUMED_RATE)
+    }
+    if (blocks === inMemory) return null
+    const recomputeMs = prefillMs((blocks - inMemory) * PAGE_CELLS)
+    if (recomputeMs !== null && loadMs > recomputeMs) {
+      this.#emit({ kind: 'load-decline', pages: blocks - inMemory, loadMs, recomputeMs })
+      return null
+    }
+    return this.#load(hashes.slice(0, blocks), tokens, inMemory)
+  }
+
+  async #load(hashes: readonly BlockHash[], tokens: readonly number[], from: number): Promise<void> {
+    const start = performance.now()
+    let under = from === 0 ? null : this.#index.get(hashes[from - 1]!)
+    if (under) this.#index.pin(under)
+    const counts = new Map<Medium, number>()
+    let at = from
+    try {
+      while (at < hashes.length) {
+        const tier = this.#tiers.find((t) => t.has(hashes[at]!))
+        if (!tier) break
+        const before = at
+        for await (const payload of tier.getMany(hashes.slice(at))) {
+          if (this.#closed || (under && !under.stored)) return
+          const next = this.#place(hashes[at]!, tokens.slice(at * PAGE_CELLS, (at + 1) * PAGE_CELLS), payload, under)
+          if (!next) return
+          if (under) this.#index.unpin(under)
+          this.#index.pin(next)
+          under = next
+          counts.set(tier.medium, (counts.get(tier.medium) ?? 0) + 1)
+          at++
+          // A tier may go on further than the one that should serve: the faster one first.
+          if (at < hashes.length && this.#tiers.find((t) => t.has(hashes[at]!)) !== tier) break
+        }
+        if (at === before) break
+      }
+    } finally {
+      if (under && !this.#closed) this.#index.unpin(under)
+      const ms = performance.now() - start
+      const { pageBytes } = this.#store.arenas[0]!
+      for (const [medium, n] of counts)
+        this.#emit({ kind: 'pages-load', pages: n, bytes: n * pageBytes, from: medium, ms })
+    }
+  }
+
+  /** Puts a loaded block into a page and into the index; null when there is no room or the bytes do not fit. */
+  #place(hash: BlockHash, tokens: readonly number[], payload: Uint8Array, under: Node | null): Node | null {
+    const known = this.#index.get(hash)
+    if (known) return known
+    const arena = this.#store.arenas[0]!
+    if (payload.byteLength !== arena.pageBytes) return null
+    if (this.#store.pools[0]!.freePages === 0) this.evict(1)
+    const place = this.#store.takePage(0, under?.place.page ?? null)
+    if (!place) return null
+    arena.writePage(place.page, payload)
+    const fresh = this.#index.insert([hash], tokens, [place], under)
+    this.#stored(fresh, 'device')
+    return fresh[0]!
+  }
+
+  /** Writes a chain to the disk in the background, a few pages at a time. */
+  #writeBehind(last: Node): void {
+    if (!this.#disk) return
+    this.#unwritten.add(last)
+    this.#writing ??= this.#write().finally(() => {
+      this.#writing = null
+    })
+  }
+
+  get #disk(): Tier | undefined {
+    return this.#tiers.find((t) => t.medium === 'disk')
+  }
+
+  async #write(): Promise<void> {
+    const disk = this.#disk!
+    let left = PAGES_PER_TURN
+    for (const last of this.#unwritten) {
+      this.#unwritten.delete(last)
+      const chain: Node[] = []
+      for (let n: Node | null = last; n && !disk.has(n.hash); n = n.parent) chain.push(n)
+      // Parents first: a block is only found through those before it.
+      for (const node of chain.reverse()) {
+        if (--left === 0) {
+          await setImmediate()
+          left = PAGES_PER_TURN
+        }
+        if (this.#closed || !node.stored) break
+        this.#put(disk, node)
+      }
+    }
+  }
+
+  #put(tier: Tier, { hash, parent, tokens, place }: Node): boolean {
+    const payload = this.#store.arenas[place.arena]!.readPage(place.page)
+    return tier.put({ hash, parent: parent?.hash ?? null, tokens, payload })
+  }
+
+  get hostBytes(): number {
+    return this.#tiers.find((t) => t.medium === 'host')?.stats.bytes ?? 0
+  }
+
+  get diskBytes(): number {
+    return this.#disk?.stats.bytes ?? 0
+  }
+
+  /** Why a tier is off, for people; null while all work. */
+  get problem(): string | null {
+    return this.#tiers.map((t) => t.problem).find((p) => p !== null) ?? null
+  }
+
+  /** Resolves when all blocks that no request uses are on the disk, or were dropped. */
+  async flush(): Promise<void> {
+    while (this.#writing) await this.#writing
+    for (const tier of this.#tiers) await tier.flush()
+  }
+
+  // sessions -------------------------------------------------------------------------------------------------------------
+
+  /**
+   * Writes the stored blocks of a text to a file; the tokens that they stand for.
+   * @throws KvasirError INVALID_ARGUMENT when nothing of it is stored, GGUF_IO
+   */
+  async save(path: string, root: BlockHash, tokens: readonly number[], identity: CacheIdentity): Promise<number> {
+    const hashes: BlockHash[] = []
+    this.nameBlocks(root, tokens, hashes)
+    const nodes = this.#index.longest(hashes)
+    const last = nodes.at(-1)
+    if (!last)
+      throw new KvasirError(
+        'INVALID_ARGUMENT',
+        `nothing of this prompt is in the cache: a session is saved after it was used, and holds whole blocks of ${PAGE_CELLS} tokens`,
+      )
+    this.#index.pin(last)
+    try {
+      const arena = this.#store.arenas[0]!
+      const rows = nodes.length * PAGE_CELLS
+      const head = { identity, tokens: tokens.slice(0, rows), rows, pageTokens: PAGE_CELLS }
+      await writeSession(
+        path,
+        head,
+        pages(nodes, (place) => arena.readPage(place.page)),
+      )
+    } finally {
+      this.#index.unpin(last)
+    }
+    return nodes.length * PAGE_CELLS
+  }
+
+  /** Makes a saved session's blocks stored prefixes; the tokens that they stand for. @throws KvasirError SESSION_INVALID, GGUF_IO, KV_BUDGET */
+  async restore(path: string, root: BlockHash, identity: CacheIdentity): Promise<number> {
+    await using session = await readSession(path, identity)
+    const hashes: BlockHash[] = []
+    const tokens: number[] = Array.from(session.tokens)
+    this.nameBlocks(root, tokens, hashes)
+    let under: Node | null = null
+    let at = 0
+    try {
+      for await (const payload of session.read()) {
+        if (at === hashes.length) break
+        const ids = tokens.slice(at * PAGE_CELLS, (at + 1) * PAGE_CELLS)
+        const next: Node | null = this.#place(hashes[at]!, ids, payload, under)
+        if (!next)
+          throw new KvasirError(
+            'KV_BUDGET',
+            `the session of ${tokens.length} tokens does not fit into the KV memory that is free now`,
+            { tokens: tokens.length },
+          )
+        this.#index.pin(next)
+        if (under) this.#index.unpin(under)
+        under = next
+        at++
+      }
+    } finally {
+      if (under) this.#index.unpin(under)
+    }
+    return at * PAGE_CELLS
+  }
+
+  // -----------------------------------------------------------------------------------------------------------------------
+
+  /** Blocks in memory, parents before children: with the id of the last event, where a follower can begin. */
+  snapshot(): StoredBlock[] {
+    return this.#index.snapshot()
+  }
+
+  /** Forgets everything, in memory and in the tiers. Pages that sequences use stay theirs. */
+  async clear(): Promise<void> {
+    for (const node of this.#index.clear()) this.#store.releasePage(node.place)
+    this.#unwritten.clear()
+    this.#emit({ kind: 'AllBlocksCleared' })
+    for (const tier of this.#tiers) await tier.clear()
+  }
+
+  /** Writes what is unwritten, and ends. */
+  async close(): Promise<void> {
+    if (this.#closed) return
+    while (this.#writing) await this.#writing
+    this.#closed = true
+    for (const tier of this.#tiers) await tier.close()
+  }
+
+  /** Throws unless all holds together; the pages that the index holds. For tests. */
+  check(): BlockRef[] {
+    checkPrefixIndex(this.#index)
+    return this.#index.snapshot().map((b) => this.#index.get(b.hash)!.place)
+  }
+
+  #pin(sequence: KvSequence, node: Node): void {
+    const before = this.#pins.get(sequence.id)
+    if (before === node) return
+    this.#index.pin(node)
+    if (before) this.#index.unpin(before)
+    this.#pins.set(sequence.id, node)
+  }
+
+  #stored(nodes: readonly Node[], medium: Medium): void {
+    const first = nodes[0]
+    if (!first) return
+    this.#emit({
+      kind: 'BlockStored',
+      block_hashes: nodes.map((n) => n.hash),
+      parent_block_hash: first.parent?.hash ?? null,
+      token_ids: nodes.flatMap((n) => [...n.tokens]),
+      block_size: PAGE_CELLS,
+      lora_id: null,
+      medium,
+    })
+  }
+}
+
+async function* pages(nodes: readonly Node[], read: (place: BlockRef) => Uint8Array): AsyncGenerator<Uint8Array> {
+  for (const node of nodes) {
+    yield read(node.place)
+    await setImmediate()
+  }
+}

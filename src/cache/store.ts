@@ -1,0 +1,495 @@
+/**
+ * The KV store: arenas, and the sequences that have rows in them. It moves no tokens and knows no model; whoever runs the
+ * model asks where rows go (`append`) and where they lie (`columns`, `runs`).
+ *
+ * A sequence is *uniform* (one column of whole pages for all layers and heads) until a policy makes it *ragged* (a column of
+ * blocks for each layer and head). Pages are shared between sequences and with stored prefixes; whoever writes into a shared
+ * one gets a copy first. Every change either happens as a whole or throws KV_BUDGET and leaves everything as it was.
+ */
+import { KvasirError, showBytes } from '../contract/errors.ts'
+import type { PageId, SequenceId } from '../contract/units.ts'
+import type { Device } from '../ggml/device.ts'
+import { Arena, type ArenaFormat, type CacheDims, PAGE_CELLS } from './arena.ts'
+import { type BlockRef, Column } from './column.ts'
+import { type Extent, PagePool } from './pages.ts'
+
+export interface StoreShape extends CacheDims {
+  /** The first is where new sequences grow; others are for rows that a policy stores differently. */
+  readonly arenas: readonly (ArenaFormat & { readonly pages: number })[]
+}
+
+export class KvSequence {
+  readonly id: SequenceId
+  /** Arena in which new rows are stored. */
+  arena: number
+  layout: 'uniform' | 'ragged' = 'uniform'
+  /** One, or [layer * Hkv + head]. */
+  columns: Column[] = [new Column()]
+  extent: Extent | null = null
+  /** Arena that the extent lies in: rows may be stored in another one later. */
+  extentArena: number
+
+  constructor(id: SequenceId, arena: number) {
+    this.id = id
+    this.arena = arena
+    this.extentArena = arena
+  }
+
+  /** The column that holds for a layer and head. */
+  column(layer: number, head: number, kvHeads: number): Column {
+    return this.columns[this.layout === 'uniform' ? 0 : layer * kvHeads + head]!
+  }
+
+  /** Rows of the longest column. */
+  get rows(): number {
+    return this.columns.reduce((most, c) => Math.max(most, c.rows), 0)
+  }
+}
+
+export class KvStore implements Disposable {
+  readonly dims: CacheDims
+  readonly arenas: readonly Arena[]
+  readonly pools: readonly PagePool[]
+  readonly #sequences = new Map<SequenceId, KvSequence>()
+  #nextId = 1
+
+  /** @throws KvasirError INVALID_ARGUMENT, OUT_OF_MEMORY */
+  constructor(shape: StoreShape, device: Device) {
+    const { layers, headDim, kvHeads } = shape
+    this.dims = { layers, headDim, kvHeads }
+    const arenas: Arena[] = []
+    try {
+      for (const a of shape.arenas) arenas.push(new Arena({ ...this.dims, ...a }, device))
+    } catch (error) {
+      for (const a of arenas) a[Symbol.dispose]()
+      throw error
+    }
+    this.arenas = arenas
+    this.pools = arenas.map((a) => new PagePool(a.pages, layers * kvHeads))
+  }
+
+  /** Bytes of native memory. */
+  get bytes(): number {
+    return this.arenas.reduce((sum, a) => sum + a.bytes, 0)
+  }
+
+  /** Bytes of the blocks that somebody holds. */
+  get usedBytes(): number {
+    return this.pools.reduce((sum, pool, i) => sum + pool.usedBlocks * this.arenas[i]!.blockBytes, 0)
+  }
+
+  get sequences(): ReadonlyMap<SequenceId, KvSequence> {
+    return this.#sequences
+  }
+
+  /** @throws KvasirError INVALID_ARGUMENT */
+  sequence(id: SequenceId): KvSequence {
+    const found = this.#sequences.get(id)
+    if (!found) throw new KvasirError('INVALID_ARGUMENT', `there is no sequence ${id} in the store`)
+    return found
+  }
+
+  // life of a sequence ---------------------------------------------------------------------------------------------------
+
+  /** @param expectedRows how long it may become: rows are kept together as far as there is room for that. */
+  create(expectedRows: number, arena = 0): KvSequence {
+    this.#checkArena(arena)
+    const s = new KvSequence(this.#nextId++ as SequenceId, arena)
+    this.#sequences.set(s.id, s)
+    this.#expect(s, expectedRows)
+    return s
+  }
+
+  /** A sequence with the same rows. Nothing is copied until one of the two writes into a page that both hold. */
+  fork(from: KvSequence, expectedRows: number): KvSequence {
+    this.#checkAlive(from)
+    // The last, partly filled page is copied by who writes first. Ragged tables need no room kept together.
+    const shared = Math.floor(from.columns[0]!.end / PAGE_CELLS) * PAGE_CELLS
+    const s = this.create(from.layout === 'uniform' ? Math.max(0, expectedRows - shared) : 0, from.arena)
+    s.layout = from.layout
+    s.columns = from.columns.map((c) => c.clone())
+    for (const [c, column] of s.columns.entries()) {
+      // Room that only `from` was promised stays its own.
+      column.takeUnused()
+      for (const b of column.blocks)
+        if (s.layout === 'uniform') this.pools[b.arena]!.holdPage(b.page)
+        else this.pools[b.arena]!.holdBlock(b.page, c)
+    }
+    return s
+  }
+
+  free(s: KvSequence): void {
+    if (!this.#sequences.delete(s.id)) throw new KvasirError('DISPOSED', `sequence ${s.id} was freed before`)
+    for (const [c, column] of s.columns.entries()) for (const b of column.blocks) this.#release(s, c, b)
+    s.columns = []
+    this.#closeExtent(s)
+  }
+
+  // rows -----------------------------------------------------------------------------------------------------------------
+
+  /** Pages (or, ragged, pages' worth of blocks) that `rows` more rows of a sequence need: never too few. */
+  pagesNeeded(s: KvSequence, rows: number): number {
+    let blocks = 0
+    for (const [i, c] of s.columns.entries()) {
+      const { first, last } = this.#blocksWritten(s, c, rows)
+      for (let b = first; b < last; b++) if (!this.#isWritable(s, i, c.blocks[b])) blocks++
+    }
+    return s.layout === 'uniform' ? blocks : Math.ceil(blocks / s.columns.length)
+  }
+
+  /** Takes the blocks that the next `rows` rows need. @throws KvasirError KV_BUDGET; then nothing has changed. */
+  reserve(s: KvSequence, rows: number): void {
+    this.#checkAlive(s)
+    checkCount('rows', rows)
+    this.#makeWritable(s, [...s.columns.keys()], rows)
+  }
+
+  /** {@link reserve} for one column of a ragged sequence (0: the one of a uniform sequence). */
+  reserveColumn(s: KvSequence, column: number, rows: number): void {
+    this.#checkColumn(s, column)
+    checkCount('rows', rows)
+    this.#makeWritable(s, [column], rows)
+  }
+
+  #makeWritable(s: KvSequence, columns: readonly number[], rows: number): void {
+    if (rows === 0) return
+    const undo: (() => void)[] = []
+    const skips: [Column, number][] = []
+    try {
+      for (const i of columns) {
+        const column = s.columns[i]!
+        const { start, first, last } = this.#blocksWritten(s, column, rows)
+        skips.push([column, start])
+        for (let index = first; index < last; index++) {
+          const old = column.blocks[index]
+          if (this.#isWritable(s, i, old)) continue
+          if (!old) {
+            column.addBlock(this.#take(s, i, s.arena, index - 1))
+            undo.push(() => this.#release(s, i, column.popBlock()))
+          } else this.#replace(s, i, index, s.arena, index * PAGE_CELLS < column.end, undo)
+        }
+      }
+    } catch (error) {
+      for (const back of undo.reverse()) back()
+      throw error
+    }
+    for (const [column, start] of skips) column.skipTo(start)
+  }
+
+  /**
+   * Puts rows at the end of every column. Where they lie is then in `columns`: the last `positions.length` cells.
+   * @throws KvasirError KV_BUDGET; then nothing has changed.
+   */
+  append(s: KvSequence, positions: ArrayLike<number>): void {
+    for (let i = 0; i < positions.length; i++) checkCount('position', positions[i]!)
+    this.reserve(s, positions.length)
+    for (const column of s.columns) for (let i = 0; i < positions.length; i++) column.push(positions[i]!)
+  }
+
+  /**
+   * Puts pages that are filled already (a stored prefix, a swapped-in page) at the end of a uniform sequence that ends with
+   * a full page. The caller's holds go over to the sequence. Positions go on from `position`.
+   */
+  adopt(s: KvSequence, pages: readonly BlockRef[], position: number): void {
+    this.#checkAlive(s)
+    checkCount('position', position)
+    const column = s.columns[0]!
+    if (s.layout !== 'uniform' || column.end !== column.cells)
+      throw new KvasirError('INVALID_ARGUMENT', 'whole pages can only follow whole pages of a uniform sequence')
+    for (const page of pages) {
+      column.addBlock(page)
+      for (let i = 0; i < PAGE_CELLS; i++) column.push(position++)
+    }
+  }
+
+  /** Takes back the last rows: cells from `end` on, of a uniform sequence. Room that was reserved stays. */
+  truncate(s: KvSequence, end: number): void {
+    checkCount('end', end)
+    for (const column of s.columns) column.truncate(end)
+  }
+
+  /** Takes back the last `rows` rows of every column, those of the last append. */
+  takeBack(s: KvSequence, rows: number): void {
+    checkCount('rows', rows)
+    for (const column of s.columns)
+      if (rows > column.end)
+        throw new KvasirError('INVALID_ARGUMENT', `${rows} rows cannot be taken back from a column of ${column.end}`)
+    for (const column of s.columns) column.truncate(column.end - rows)
+  }
+
+  /** Gives back room that was reserved and is not used. */
+  trim(s: KvSequence): void {
+    for (const [i, column] of s.columns.entries()) for (const b of column.takeUnused()) this.#release(s, i, b)
+  }
+
+  /** Makes the table ragged: a column for each layer and head, with the same rows at first. Frees and copies nothing. */
+  makeRagged(s: KvSequence): void {
+    this.#checkAlive(s)
+    if (s.layout === 'ragged') return
+    const [only] = s.columns
+    for (const b of only!.blocks) this.pools[b.arena]!.splitPage(b.page)
+    s.columns = Array.from({ length: this.dims.layers * this.dims.kvHeads }, () => only!.clone())
+    s.layout = 'ragged'
+    this.#closeExtent(s)
+  }
+
+  /**
+   * Drops rows, given by their cells. Blocks that hold nothing any more are free at once; {@link compact} frees the rest.
+   * @param column of a ragged sequence; 0 of a uniform one: the rows go in all layers and heads
+   */
+  drop(s: KvSequence, column: number, cells: Iterable<number>): void {
+    const c = this.#checkColumn(s, column)
+    const gone = [...cells]
+    checkCells(c, gone)
+    for (const cell of gone) c.drop(cell)
+    for (const b of c.takeEmpty()) this.#release(s, column, b)
+  }
+
+  /**
+   * Closes the holes of a column by moving its last rows into them, so that its rows take as few blocks as they can. The
+   * order of rows in a column is of no meaning: each carries its position. Shared blocks are copied first. Rows stay in
+   * their arena; blocks of the sequence's own arena come last, so that it grows on in the last of them.
+   * @throws KvasirError KV_BUDGET when a copy finds no room; then nothing has changed
+   */
+  compact(s: KvSequence, column: number): void {
+    const c = this.#checkColumn(s, column)
+    const used = c.blocks.slice(0, Math.ceil(c.end / PAGE_CELLS))
+    const moves: [from: number, into: number][] = []
+    const own: number[] = []
+    const others: number[] = []
+    let end = 0
+    for (const arena of new Set(used.map((b) => b.arena))) {
+      const blocks = [...used.keys()].filter((i) => used[i]!.arena === arena)
+      const cellAt = (i: number) => blocks[Math.floor(i / PAGE_CELLS)]! * PAGE_CELLS + (i % PAGE_CELLS)
+      let into = 0
+      let from = blocks.length * PAGE_CELLS - 1
+      for (; ; into++, from--) {
+        while (into <= from && c.positions[cellAt(into)]! >= 0) into++
+        while (from >= into && c.positions[cellAt(from)]! < 0) from--
+        if (into >= from) break
+        moves.push([cellAt(from), cellAt(into)])
+      }
+      // All rows lie before `into` now.
+      const filled = blocks.slice(0, Math.ceil(into / PAGE_CELLS))
+      if (arena === s.arena) own.push(...filled)
+      else others.push(...filled)
+      end += arena === s.arena ? into : filled.length * PAGE_CELLS
+    }
+    this.#ownAll(s, new Map([[column, moves.map(([, into]) => Math.floor(into / PAGE_CELLS))]]))
+    for (const [from, into] of moves) this.#moveRow(s, column, from, into)
+    for (const b of c.arrange([...others, ...own], end)) this.#release(s, column, b)
+  }
+
+  /**
+   * Puts free blocks of any arena into a column, as holes, in front of the block that its end lies in: for rows that move
+   * there. {@link drop} releases those in which no row is put. The first of their cells.
+   * @throws KvasirError KV_BUDGET; then nothing has changed
+   */
+  insertBlocks(s: KvSequence, column: number, blocks: number, arena: number): number {
+    const c = this.#checkColumn(s, column)
+    this.#checkArena(arena)
+    checkCount('blocks', blocks)
+    const taken: BlockRef[] = []
+    try {
+      let after = c.blocks.findLast((b) => b.arena === arena)?.page ?? null
+      while (taken.length < blocks) {
+        taken.push(this.#takeAfter(s, column, arena, after))
+        after = taken.at(-1)!.page
+      }
+    } catch (error) {
+      for (const b of taken.reverse()) this.#release(s, column, b)
+      throw error
+    }
+    return c.insertBlocks(Math.floor(c.end / PAGE_CELLS), taken)
+  }
+
+  // pages for stored prefixes ----------------------------------------------------------------------------------------------
+
+  /** Takes a free page for itself, e.g. to load a stored block into. Null: there is none. */
+  takePage(arena: number, after: number | null): BlockRef | null {
+    const page = this.pools[arena]!.takePage(after, null)
+    return page === null ? null : { arena, page }
+  }
+
+  holdPage(b: BlockRef): void {
+    this.pools[b.arena]!.holdPage(b.page)
+  }
+
+  releasePage(b: BlockRef): void {
+    this.pools[b.arena]!.releasePage(b.page)
+  }
+
+  isPageShared(b: BlockRef): boolean {
+    return this.pools[b.arena]!.isPageShared(b.page)
+  }
+
+  /** Whether somebody else holds block `index` of a column, or its page, too. */
+  isBlockShared(s: KvSequence, column: number, index: number): boolean {
+    return this.#isShared(s, column, s.columns[column]!.blocks[index]!)
+  }
+
+  /** Pages of a sequence that nobody else holds: what freeing it would free. */
+  ownPages(s: KvSequence): number {
+    if (s.layout === 'uniform')
+      return s.columns[0]!.blocks.reduce((n, b) => n + (this.pools[b.arena]!.isPageShared(b.page) ? 0 : 1), 0)
+    let blocks = 0
+    for (const [i, c] of s.columns.entries())
+      for (const b of c.blocks) if (!this.pools[b.arena]!.isBlockShared(b.page, i)) blocks++
+    return Math.floor(blocks / s.columns.length)
+  }
+
+  [Symbol.dispose](): void {
+    for (const a of this.arenas) a[Symbol.dispose]()
+  }
+
+  // -----------------------------------------------------------------------------------------------------------------------
+
+  /** Where the next rows start, and the blocks [first, last) of a column that they go into. */
+  #blocksWritten(s: KvSequence, c: Column, rows: number): { start: number; first: number; last: number } {
+    if (rows === 0) return { start: c.end, first: 0, last: 0 }
+    // The rest of a block of another arena is left empty.
+    const b = c.blocks[Math.floor(c.end / PAGE_CELLS)]
+    const start = b && b.arena !== s.arena ? Math.ceil(c.end / PAGE_CELLS) * PAGE_CELLS : c.end
+    return { start, first: Math.floor(start / PAGE_CELLS), last: Math.ceil((start + rows) / PAGE_CELLS) }
+  }
+
+  /** Whether new rows can go into a block as it is. Those behind the end can be shared too, once rows were taken back. */
+  #isWritable(s: KvSequence, column: number, b: BlockRef | undefined): boolean {
+    return b !== undefined && b.arena === s.arena && !this.#isShared(s, column, b)
+  }
+
+  #isShared(s: KvSequence, column: number, b: BlockRef): boolean {
+    const pool = this.pools[b.arena]!
+    return s.layout === 'uniform' ? pool.isPageShared(b.page) : pool.isBlockShared(b.page, column)
+  }
+
+  /** Puts a fresh block in place of block `index`, with the same bytes if wanted; `undo` gets the way back. */
+  #replace(s: KvSequence, column: number, index: number, arena: number, copy: boolean, undo: (() => void)[]): void {
+    const c = s.columns[column]!
+    const old = c.blocks[index]!
+    const fresh = this.#take(s, column, arena, index - 1)
+    if (copy) this.#copyBlock(s, column, old, fresh)
+    c.replaceBlock(index, fresh)
+    this.#release(s, column, old)
+    undo.push(() => {
+      c.replaceBlock(index, old)
+      if (s.layout === 'uniform') this.holdPage(old)
+      else this.pools[old.arena]!.holdBlock(old.page, column)
+      this.#release(s, column, fresh)
+    })
+  }
+
+  /** Between blocks of one arena. */
+  #copyBlock(s: KvSequence, column: number, from: BlockRef, into: BlockRef): void {
+    const arena = this.arenas[from.arena]!
+    if (s.layout === 'uniform') {
+      arena.copyPage(from.page, into.page)
+      return
+    }
+    const layer = Math.floor(column / this.dims.kvHeads)
+    const head = column % this.dims.kvHeads
+    arena.writeBlock(layer, head, into.page, arena.readBlock(layer, head, from.page))
+  }
+
+  /** Makes sure that nobody else holds these blocks, given by column: copies them if need be, all or none. */
+  #ownAll(s: KvSequence, wanted: ReadonlyMap<number, Iterable<number>>): void {
+    const undo: (() => void)[] = []
+    try {
+      for (const [column, indices] of wanted)
+        for (const index of new Set(indices)) {
+          const b = s.columns[column]!.blocks[index]!
+          if (this.#isShared(s, column, b)) this.#replace(s, column, index, b.arena, true, undo)
+        }
+    } catch (error) {
+      for (const back of undo.reverse()) back()
+      throw error
+    }
+  }
+
+  /**
+   * Before cells of a sequence are overwritten (selective recompute): nobody else may see it.
+   * @param columns one or some; all, if not given
+   * @throws KvasirError KV_BUDGET; then nothing has changed
+   */
+  own(s: KvSequence, cells: Iterable<number>, columns: number | readonly number[] = [...s.columns.keys()]): void {
+    this.#checkAlive(s)
+    const list = [...cells]
+    if (typeof columns === 'number') columns = [columns]
+    for (const i of columns) checkCells(this.#checkColumn(s, i), list)
+    const blocks = list.map((cell) => Math.floor(cell / PAGE_CELLS))
+    this.#ownAll(s, new Map(columns.map((i) => [i, blocks])))
+  }
+
+  /** Between cells of one arena, of which nobody else holds the second. */
+  #moveRow(s: KvSequence, column: number, from: number, into: number): void {
+    const c = s.columns[column]!
+    const arena = this.arenas[c.blocks[Math.floor(from / PAGE_CELLS)]!.arena]!
+    const { layers, kvHeads } = this.dims
+    const move = (layer: number, head: number) => arena.copyRow(layer, head, c.physical(from), c.physical(into))
+    if (s.layout === 'ragged') move(Math.floor(column / kvHeads), column % kvHeads)
+    else for (let l = 0; l < layers; l++) for (let h = 0; h < kvHeads; h++) move(l, h)
+    c.setPosition(into, c.positions[from]!)
+    c.drop(from)
+  }
+
+  /** A free block, behind block `index` if that can be had. */
+  #take(s: KvSequence, column: number, arena: number, index: number): BlockRef {
+    const before = s.columns[column]!.blocks[index]
+    return this.#takeAfter(s, column, arena, before && before.arena === arena ? before.page : null)
+  }
+
+  #takeAfter(s: KvSequence, column: number, arena: number, after: PageId | null): BlockRef {
+    const pool = this.pools[arena]!
+    const extent = arena === s.extentArena ? s.extent : null
+    const page: PageId | null = s.layout === 'uniform' ? pool.takePage(after, extent) : pool.takeBlock(column, after)
+    if (page !== null) return { arena, page }
+    const a = this.arenas[arena]!
+    throw new KvasirError(
+      'KV_BUDGET',
+      `no page is free: all ${a.pages} (${showBytes(a.bytes)}) are held. Lower maxTokens, send fewer requests at once, or load ` +
+        'with more kvMemory',
+      { pages: a.pages, bytes: a.bytes },
+    )
+  }
+
+  #release(s: KvSequence, column: number, b: BlockRef): void {
+    if (s.layout === 'uniform') this.pools[b.arena]!.releasePage(b.page)
+    else this.pools[b.arena]!.releaseBlock(b.page, column)
+  }
+
+  #expect(s: KvSequence, rows: number): void {
+    if (rows > 0) s.extent = this.pools[s.extentArena]!.openExtent(Math.ceil(rows / PAGE_CELLS))
+  }
+
+  #closeExtent(s: KvSequence): void {
+    if (s.extent) this.pools[s.extentArena]!.closeExtent(s.extent)
+    s.extent = null
+  }
+
+  #checkAlive(s: KvSequence): void {
+    if (this.#sequences.get(s.id) !== s) throw new KvasirError('DISPOSED', `sequence ${s.id} is not in the store`)
+  }
+
+  #checkColumn(s: KvSequence, column: number): Column {
+    this.#checkAlive(s)
+    const c = s.columns[column]
+    if (!c) throw new KvasirError('INVALID_ARGUMENT', `column ${column} of a sequence of ${s.columns.length}`)
+    return c
+  }
+
+  #checkArena(arena: number): void {
+    if (!this.arenas[arena])
+      throw new KvasirError('INVALID_ARGUMENT', `arena ${arena} of a store of ${this.arenas.length}`)
+  }
+}
+
+function checkCount(what: string, n: number): void {
+  if (!(Number.isSafeInteger(n) && n >= 0))
+    throw new KvasirError('INVALID_ARGUMENT', `${what} ${n}: must be a whole number from 0 up`)
+}
+
+function checkCells(c: Column, cells: readonly number[]): void {
+  for (const cell of cells)
+    if (!(Number.isInteger(cell) && cell >= 0 && cell < c.end))
+      throw new KvasirError('INVALID_ARGUMENT', `cell ${cell} of a column of ${c.end}`)
+}

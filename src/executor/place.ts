@@ -1,0 +1,224 @@
+/**
+ * Places the items of a step: the order of their rows in the step's table, where their keys and values are stored, and how
+ * attention reads the rows that are cached. Everything here is arithmetic over block tables; `graph.ts` makes tensors of it.
+ *
+ * Reading is always the same: *parts*, each a view of consecutive cells or a gather of blocks, from one arena. One view is
+ * the common case, since the store keeps sequences together; a few views are multiplied one by one; anything else (a table
+ * in many pieces, ragged tables) is gathered.
+ */
+import { CELL_PADDING, PAGE_CELLS } from '../cache/arena.ts'
+import type { Column, Run } from '../cache/column.ts'
+import type { KvSequence, KvStore } from '../cache/store.ts'
+import { KvasirError } from '../contract/errors.ts'
+import type { WorkItem } from '../contract/work-item.ts'
+import { chooseLowering } from './lower/choose.ts'
+import { TILE_ROWS } from './lower/flash.ts'
+import { grouped } from './lower/grouped.ts'
+import type { LoweringName } from './lower/lowering.ts'
+
+/** More views than this are not multiplied one by one but gathered. */
+const MOST_VIEWS = 4
+/** Rows from which on transposed values are stored as blocks where their cells are consecutive: a scatter goes element by element. */
+export const BLOCK_STORE_ROWS = TILE_ROWS
+/** More pieces than this are scattered after all. */
+const MOST_STORE_PIECES = 4
+
+export type LoadPart =
+  | { readonly kind: 'view'; readonly arena: number; readonly from: number; readonly to: number }
+  /** `cells` cells are gathered by index, the same number for each head. */
+  | { readonly kind: 'gather'; readonly arena: number; readonly cells: number }
+
+/** How attention reads one column, or the columns of one layer's heads. */
+export interface Load {
+  /** Cells read, padding included. */
+  readonly cells: number
+  readonly parts: readonly LoadPart[]
+  /** For each column (one, or one per head): which of its blocks lies in each slot of 32 cells, over all parts; -1: padding. */
+  readonly slots: readonly Int32Array[]
+  readonly columns: readonly Column[]
+}
+
+/** Consecutive rows of an item that go to consecutive cells. */
+export interface StorePiece {
+  readonly row: number
+  readonly rows: number
+  /** Cell in the arena. */
+  readonly cell: number
+}
+
+export interface PlacedItem {
+  readonly item: WorkItem
+  /** Its index in the step. */
+  readonly index: number
+  readonly sequence: KvSequence
+  readonly rows: number
+  /** First of its rows in the step's table, in which all items have their rows, those of other layers too. */
+  readonly first: number
+  readonly ragged: boolean
+  /** Arena that its rows are stored in. */
+  readonly arena: number
+  /** Not null: transposed values are stored by these, without an index. */
+  readonly pieces: readonly StorePiece[] | null
+  /** Logical cell of each row in each column that it is stored in: [columns][rows]. */
+  readonly cells: readonly (readonly number[] | Int32Array)[]
+  /** One for all layers of a uniform sequence; else one per layer, from `item.layers.from` on. */
+  readonly loads: readonly Load[]
+}
+
+export interface PlacedStep {
+  readonly items: readonly PlacedItem[]
+  readonly rows: number
+  /** Equal for steps that one graph can serve. */
+  readonly key: string
+}
+
+export function placeStep(items: readonly WorkItem[], store: KvStore, lowering: LoweringName): PlacedStep {
+  const unordered = items.map((item, index) => place(item, index, store, lowering))
+  // Neighbours that are stored alike are stored by one op.
+  const rank = (p: PlacedItem) => (p.ragged ? 2e6 : 0) + 2 * p.arena + (p.pieces ? 1 : 0)
+  unordered.sort((a, b) => rank(a) - rank(b) || a.index - b.index)
+  let first = 0
+  const placed = unordered.map((p) => {
+    const at = { ...p, first }
+    first += p.rows
+    return at
+  })
+  return { items: placed, rows: first, key: `${lowering}|${placed.map(keyOf).join('|')}` }
+}
+
+function place(item: WorkItem, index: number, store: KvStore, lowering: LoweringName): PlacedItem {
+  const sequence = store.sequence(item.sequence)
+  const rows = item.positions.length
+  const ragged = sequence.layout === 'ragged'
+  const { kvHeads } = store.dims
+  const cells = sequence.columns.map((c) =>
+    item.store.kind === 'cells' ? item.store.cells : Int32Array.from({ length: rows }, (_, i) => c.end - rows + i),
+  )
+  const columnsOf = (layer: number) =>
+    ragged ? sequence.columns.slice(layer * kvHeads, (layer + 1) * kvHeads) : sequence.columns
+  const layers = ragged
+    ? Array.from({ length: item.layers.to - item.layers.from }, (_, i) => item.layers.from + i)
+    : [0]
+  const arena = ragged ? sequence.arena : arenaOf(sequence.columns[0]!, cells[0]!)
+  const transposed = store.arenas[arena]!.shape.valuesTransposed
+  return {
+    item,
+    index,
+    sequence,
+    rows,
+    first: 0,
+    ragged,
+    arena,
+    cells,
+    pieces: !ragged && transposed && rows >= BLOCK_STORE_ROWS ? piecesOf(sequence.columns[0]!, cells[0]!) : null,
+    loads: layers.map((layer) => loadOf(columnsOf(layer), store, rows, ragged, lowering)),
+  }
+}
+
+/** The arena that rows are stored in: they must all lie in one. */
+function arenaOf(column: Column, cells: ArrayLike<number>): number {
+  const arena = column.blocks[Math.floor(cells[0]! / PAGE_CELLS)]!.arena
+  for (let i = 0; i < cells.length; i++)
+    if (column.blocks[Math.floor(cells[i]! / PAGE_CELLS)]!.arena !== arena)
+      throw new KvasirError('NOT_SUPPORTED', 'work item: its rows are to be stored in several arenas')
+  return arena
+}
+
+function piecesOf(column: Column, cells: ArrayLike<number>): StorePiece[] | null {
+  const pieces: { row: number; rows: number; cell: number }[] = []
+  for (let row = 0; row < cells.length; row++) {
+    const cell = column.physical(cells[row]!)
+    const last = pieces.at(-1)
+    if (last && last.cell + last.rows === cell) last.rows++
+    else if (pieces.length === MOST_STORE_PIECES) return null
+    else pieces.push({ row, rows: 1, cell })
+  }
+  return pieces
+}
+
+function loadOf(
+  columns: readonly Column[],
+  store: KvStore,
+  rows: number,
+  ragged: boolean,
+  lowering: LoweringName,
+): Load {
+  const usedBlocks = columns.map((c) => Math.ceil(c.end / PAGE_CELLS))
+  const transposed = columns.every((c, i) =>
+    c.blocks.every((b, k) => k >= usedBlocks[i]! || store.arenas[b.arena]!.shape.valuesTransposed),
+  )
+  if (!ragged) {
+    const runs = usedRuns(columns[0]!, usedBlocks[0]!)
+    const separate = chooseLowering(lowering, rows, transposed) === grouped ? MOST_VIEWS : 1
+    if (runs.length <= separate) return viewLoad(columns[0]!, runs, store)
+  }
+  return gatherLoad(columns, usedBlocks)
+}
+
+/** Runs of the first `blocks` blocks. */
+function usedRuns(column: Column, blocks: number): Run[] {
+  const out: Run[] = []
+  let left = blocks * PAGE_CELLS
+  for (const run of column.runs) {
+    if (left <= 0) break
+    const to = Math.min(run.to, run.from + left)
+    out.push({ ...run, to })
+    left -= to - run.from
+  }
+  return out
+}
+
+/** Each run as it lies; the last one with as many cells behind it as make the sum a multiple of the padding. */
+function viewLoad(column: Column, runs: readonly Run[], store: KvStore): Load {
+  const used = runs.reduce((sum, r) => sum + r.to - r.from, 0)
+  const cells = Math.ceil(used / CELL_PADDING) * CELL_PADDING
+  const last = runs.at(-1)!
+  const size = last.to - last.from + cells - used
+  // At the end of the arena the padding lies before the run instead.
+  const from = Math.min(last.from, store.arenas[last.arena]!.cells - size)
+  if (from < 0) return gatherLoad([column], [used / PAGE_CELLS])
+  const slots = new Int32Array(cells / PAGE_CELLS).fill(-1)
+  const before = (used - (last.to - last.from)) / PAGE_CELLS
+  for (let i = 0; i < before; i++) slots[i] = i
+  const lead = (last.from - from) / PAGE_CELLS
+  for (let i = before; i < used / PAGE_CELLS; i++) slots[i + lead] = i
+  const parts = runs.map((r): LoadPart => ({ kind: 'view', arena: r.arena, from: r.from, to: r.to }))
+  parts[parts.length - 1] = { kind: 'view', arena: last.arena, from, to: from + size }
+  return { cells, parts, slots: [slots], columns: [column] }
+}
+
+/** Blocks by index, one part per arena; heads with fewer blocks are padded. */
+function gatherLoad(columns: readonly Column[], usedBlocks: readonly number[]): Load {
+  const arenas = new Set<number>()
+  for (const [i, c] of columns.entries()) for (let b = 0; b < usedBlocks[i]!; b++) arenas.add(c.blocks[b]!.arena)
+  const parts: LoadPart[] = []
+  const slots: number[][] = columns.map(() => [])
+  const step = CELL_PADDING / PAGE_CELLS
+  for (const arena of [...arenas].sort((a, b) => a - b)) {
+    const own = columns.map((c, i) =>
+      Array.from({ length: usedBlocks[i]! }, (_, b) => b).filter((b) => c.blocks[b]!.arena === arena),
+    )
+    const most = Math.ceil(Math.max(...own.map((o) => o.length)) / step) * step
+    for (const [i, o] of own.entries()) slots[i]!.push(...o, ...Array.from({ length: most - o.length }, () => -1))
+    parts.push({ kind: 'gather', arena, cells: most * PAGE_CELLS })
+  }
+  const cells = parts.reduce((sum, p) => sum + (p.kind === 'gather' ? p.cells : 0), 0)
+  return { cells, parts, slots: slots.map((s) => Int32Array.from(s)), columns }
+}
+
+function keyOf(p: PlacedItem): string {
+  const { item } = p
+  const parts = (l: Load) =>
+    l.parts.map((x) => (x.kind === 'view' ? `v${x.arena}:${x.from}-${x.to}` : `g${x.arena}:${x.cells}`)).join(',')
+  const store = p.pieces ? p.pieces.map((s) => `${s.row}+${s.rows}@${s.cell}`).join(',') : 's'
+  return [
+    p.rows,
+    `${item.layers.from}-${item.layers.to}`,
+    item.input.kind,
+    item.outputs.logits.length,
+    item.outputs.hidden ? 'h' : '',
+    `${p.ragged ? 'r' : 'u'}${p.arena}`,
+    store,
+    p.loads.map(parts).join('/'),
+  ].join(' ')
+}
