@@ -4,7 +4,7 @@
  *
  *   root      = H("kvasir.cache.identity.v1", identity)                  once per (engine, tenant, salt)
  *   block[0]  = H("kvasir.cache.block.v1", root,       its token ids)
- *   block[i]  = H("kvasir.cache.block.v1", block[i-1], its token ids)    so a block's name says all that stands before it
+ *   block[i]  = H("kvasir.cache.block.v1", block[i-1], its token ids)  so a name says all before it
  *
  * H is SHA-256 over length-prefixed, type-tagged parts. It stays at 256 bits: tenants share one store, and whoever may
  * choose prompts could look for a collision of 128 bits with 2^64 work; the longer name costs 16 bytes a block.
@@ -195,11 +195,10 @@ function invalid(message: string): KvasirError {
   return new KvasirError('INVALID_ARGUMENT', message)
 }
 
-// digest of a model file
-// -----------------------------------------------------------------------------------------------
+// digest of a model file ----------------------------------------------------------------------------------------------
 
 export interface FileDigestOptions {
-  /** Folder for remembered digests; null: remember nothing. Default `$KVASIR_CACHE/digests`, else `~/.cache/kvasir/digests`. */
+  /** Folder for remembered digests; null: none. Default `$KVASIR_CACHE/digests`, else `~/.cache/kvasir/digests`. */
   readonly cache?: string | null
   /** Wall clock in ms; for tests. */
   readonly now?: () => number

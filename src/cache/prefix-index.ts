@@ -269,7 +269,7 @@ export class PrefixIndex<Place> {
     if (node.stored) this.#use(lineage(node as Node<Place>))
   }
 
-  /** Keeps a block, and so all before it, until it is unpinned as often. Pinning the last block of a match holds all of it. */
+  /** Keeps a block, and so all before it, until it is unpinned as often: for a whole match, pin its last block. */
   pin(node: PrefixNode<Place>): void {
     const own = node as Node<Place>
     if (!own.stored) throw new Error(`block ${node.hash} was removed and cannot be pinned`)
@@ -417,8 +417,7 @@ export class PrefixIndex<Place> {
     if (node.held === 0 && (node.children?.size ?? 0) === 0 && this.#nodes.get(node.hash) === node) this.#heapPut(node)
   }
 
-  // heap
-  // ---------------------------------------------------------------------------------------------------------------
+  // heap --------------------------------------------------------------------------------------------------------------
 
   #heapPut(node: Node<Place>): void {
     if (node.at >= 0) return

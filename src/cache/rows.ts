@@ -100,8 +100,8 @@ export function requantize(
   const into: number[] = []
   if (arena === s.arena) {
     // Where the sequence grows: behind its last row, as if they were new.
-    store.reserveColumn(s, column, from.length)
-    for (let i = 0; i < from.length; i++) into.push(c.end + i)
+    const first = store.reserveColumn(s, column, from.length)
+    for (let i = 0; i < from.length; i++) into.push(first + i)
   } else {
     for (let i = 0; i < Math.floor(c.end / PAGE_CELLS) && into.length < from.length; i++)
       if (c.blocks[i]!.arena === arena && !store.isBlockShared(s, column, i))

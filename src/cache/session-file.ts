@@ -47,8 +47,7 @@ const MAX_BLOCK_BYTES = 2 ** 31 - 1
 /** Differences in these are told without their values: they are secrets, or somebody else's name. */
 const PRIVATE_FIELDS = new Set(['tenant', 'salt'])
 
-// writing
-// --------------------------------------------------------------------------------------------------------------
+// writing -------------------------------------------------------------------------------------------------------------
 
 /**
  * Writes a session; a file that stood there before is replaced only when the new one is whole and on the disk.
@@ -144,8 +143,7 @@ async function syncFolder(folder: string): Promise<void> {
   } catch {}
 }
 
-// reading
-// --------------------------------------------------------------------------------------------------------------
+// reading -------------------------------------------------------------------------------------------------------------
 
 /**
  * Opens a session and checks all but its blocks; these are checked one by one as they are read. Close it.
@@ -316,8 +314,7 @@ async function readAt(path: string, handle: FileHandle, at: number, bytes: numbe
   return buffer
 }
 
-// errors
-// ---------------------------------------------------------------------------------------------------------------
+// errors --------------------------------------------------------------------------------------------------------------
 
 /** Turns failures of the system into GGUF_IO. */
 async function io<T>(path: string, what: 'read' | 'written' | 'closed', work: Promise<T>): Promise<T> {

@@ -501,7 +501,7 @@ const BAG = OPERATIONS.flatMap(([name, n]) => Array.from({ length: n }, () => na
 /** Twins, once in a while from the start, so that a failing seed is short to run again. */
 const ROUND = 400
 const BASE = Number(process.env['KVASIR_SEED'] ?? 1)
-const OPERATIONS_EACH = Number(process.env['KVASIR_OPERATIONS'] ?? 45_000)
+const OPERATIONS_EACH = Number(process.env['KVASIR_OPERATIONS'] ?? 40_000)
 
 describe('random operations', () => {
   for (const [name, arenas] of [

@@ -144,22 +144,21 @@ export class KvStore implements Disposable {
     this.#makeWritable(s, [...s.columns.keys()], rows)
   }
 
-  /** {@link reserve} for one column of a ragged sequence (0: the one of a uniform sequence). */
-  reserveColumn(s: KvSequence, column: number, rows: number): void {
-    this.#checkColumn(s, column)
+  /** {@link reserve} for one column of a ragged sequence (0: the one of a uniform sequence); the cell of the first row. */
+  reserveColumn(s: KvSequence, column: number, rows: number): number {
+    const c = this.#checkColumn(s, column)
     checkCount('rows', rows)
     this.#makeWritable(s, [column], rows)
+    return this.#blocksWritten(s, c, rows).start
   }
 
   #makeWritable(s: KvSequence, columns: readonly number[], rows: number): void {
     if (rows === 0) return
     const undo: (() => void)[] = []
-    const skips: [Column, number][] = []
     try {
       for (const i of columns) {
         const column = s.columns[i]!
-        const { start, first, last } = this.#blocksWritten(s, column, rows)
-        skips.push([column, start])
+        const { first, last } = this.#blocksWritten(s, column, rows)
         for (let index = first; index < last; index++) {
           const old = column.blocks[index]
           if (this.#isWritable(s, i, old)) continue
@@ -173,7 +172,6 @@ export class KvStore implements Disposable {
       for (const back of undo.reverse()) back()
       throw error
     }
-    for (const [column, start] of skips) column.skipTo(start)
   }
 
   /**
@@ -183,7 +181,10 @@ export class KvStore implements Disposable {
   append(s: KvSequence, positions: ArrayLike<number>): void {
     for (let i = 0; i < positions.length; i++) checkCount('position', positions[i]!)
     this.reserve(s, positions.length)
-    for (const column of s.columns) for (let i = 0; i < positions.length; i++) column.push(positions[i]!)
+    for (const column of s.columns) {
+      column.skipTo(this.#blocksWritten(s, column, positions.length).start)
+      for (let i = 0; i < positions.length; i++) column.push(positions[i]!)
+    }
   }
 
   /**

@@ -78,12 +78,19 @@ before(async () => {
  */
 const NEAR_TIE = 0.1
 
+/** Tokens that end an answer. */
+function ends(engine: LocalEngine): Set<number> {
+  const { tokenizer } = engine.model
+  return new Set(Array.from({ length: tokenizer.vocabSize }, (_, t) => t).filter((t) => tokenizer.isEndOfGeneration(t)))
+}
+
 /** Tokens before the first near tie. */
 async function steadyTokens(engine: LocalEngine, request: GenerateRequest): Promise<number> {
   let n = 0
-  for await (const part of engine.generate({ ...request, sampling: { ...request.sampling, logprobs: 2 }, maxTokens: 80 })) {
+  for await (const part of engine.generate({ ...request, sampling: { ...request.sampling, logprobs: 8 }, maxTokens: 80 })) {
     if (part.kind === 'end') break
-    const [first, second] = part.top!
+    const biased = request.sampling?.logitBias !== undefined
+    const [first, second] = part.top!.filter((t) => !biased || !ends(engine).has(t.token))
     if (first!.logprob - second!.logprob < NEAR_TIE) break
     n++
   }
@@ -111,11 +118,11 @@ describe('requests that run together', () => {
       pageBytes = kvBytes(engine, 1)
     })
     for (const scheduler of ['fcfs', 'sarathi', 'sarathi-serve', 'prepacking'] as const)
-      await withEngine({ scheduler, kvMemory: 32 * pageBytes, tokenBudget: 64 }, async (engine) => {
+      await withEngine({ scheduler, kvMemory: 24 * pageBytes, tokenBudget: 64 }, async (engine) => {
         const long: GenerateRequest[] = []
         for (let i = 0; i < 8; i++) {
-          // A grammar keeps answers from ending, so that all of them grow.
-          const sampling = { ...greedy, grammar: 'root ::= [a-z ] root' }
+          // Without an end of its own every answer grows.
+          const sampling = { ...greedy, logitBias: new Map([...ends(engine)].map((t) => [t, -1e4])) }
           const request = { prompt: text(i + 1, 40 + i), sampling, maxTokens: 70 }
           long.push(request)
         }
@@ -162,7 +169,7 @@ describe('requests that run together', () => {
       // A text whose tokens are not all alike to the model: else a draw hangs on the last bits of the logits.
       const content =
         'Karin Osford keeps a hamster as a pet. Mira Holt plays the drums. Which animal does Karin Osford keep as a pet?'
-      const sampling = { temperature: 1, topK: 3, seed: 7 }
+      const sampling = { temperature: 5, topK: 3, topP: 1, minP: 0, seed: 7 }
       const request = { messages: [{ role: 'user', content }], sampling, maxTokens: 12 }
       const texts = new Map<number, number[]>()
       const ends = new Set<number>()

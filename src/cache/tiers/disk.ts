@@ -95,8 +95,7 @@ const AHEAD_MS = 60_000
 /** Files looked at before others get a turn: about 1 ms. */
 const STAT_BATCH = 256
 
-// the file
-// -------------------------------------------------------------------------------------------------------------
+// the file ------------------------------------------------------------------------------------------------------------
 
 export function blockFileBytes(tokens: number, payloadBytes: number): number {
   return headerBytes(tokens) + payloadBytes
@@ -142,8 +141,7 @@ export function decodeBlockFile(file: Buffer, root: BlockHash, hash: BlockHash):
   return new Uint8Array(payload.buffer, payload.byteOffset, payload.byteLength)
 }
 
-// the folder
-// -----------------------------------------------------------------------------------------------------------
+// the folder ----------------------------------------------------------------------------------------------------------
 
 const host =
   hostname()
@@ -174,7 +172,7 @@ function isStray(name: string, changedMs: number, nowMs: number): boolean {
   }
 }
 
-/** All blocks of all roots, by their names. Removes stray temporary files, and folders of other roots that are empty. */
+/** All blocks of all roots, by their names. Removes stray temporary files, and empty folders of other roots. */
 async function list(folder: string, own: BlockHash, nowMs: number): Promise<Listed[]> {
   const found: Listed[] = []
   for (const root of (await readdir(folder)).filter(isBlockHash)) {
@@ -222,8 +220,7 @@ function errorCode(error: unknown): string {
   return (error as NodeJS.ErrnoException)?.code ?? ''
 }
 
-// the tier
-// -------------------------------------------------------------------------------------------------------------
+// the tier ------------------------------------------------------------------------------------------------------------
 
 export class DiskTier implements Tier {
   readonly medium = 'disk'
@@ -469,8 +466,7 @@ export class DiskTier implements Tier {
     return true
   }
 
-  // reading
-  // ------------------------------------------------------------------------------------------------------------
+  // reading -----------------------------------------------------------------------------------------------------------
 
   /** Never rejects; counts no hits. */
   async #fetch(hash: BlockHash): Promise<Uint8Array | null> {
@@ -511,7 +507,7 @@ export class DiskTier implements Tier {
     }
   }
 
-  /** All bytes of a block's file; null: there is none. Also finds what another process wrote since the folder was listed. */
+  /** All bytes of a block's file; null: there is none. Finds also what others wrote since the folder was listed. */
   async #read(hash: BlockHash): Promise<Buffer | 'doubtful' | null> {
     let handle: FileHandle
     try {
@@ -546,8 +542,7 @@ export class DiskTier implements Tier {
     this.#keepLimit()
   }
 
-  // writing
-  // ------------------------------------------------------------------------------------------------------------
+  // writing -----------------------------------------------------------------------------------------------------------
 
   #pump(): void {
     for (const [hash, waiting] of this.#queue) {
@@ -657,8 +652,7 @@ export class DiskTier implements Tier {
     }
   }
 
-  // listing
-  // ------------------------------------------------------------------------------------------------------------
+  // listing -----------------------------------------------------------------------------------------------------------
 
   #listBehind(): void {
     if (this.#listing || this.#isOff) return
@@ -706,8 +700,7 @@ export class DiskTier implements Tier {
     this.#keepLimit()
   }
 
-  // failing
-  // ------------------------------------------------------------------------------------------------------------
+  // failing -----------------------------------------------------------------------------------------------------------
 
   #fail(what: string, error: unknown): void {
     this.#failures++

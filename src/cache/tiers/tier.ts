@@ -55,8 +55,8 @@ export interface Tier {
   put(block: TierBlock): boolean
 
   /**
-   * The payload, not to be written into; null: not here. Never rejects. Whoever walks a chain with it calls {@link
-   * touch} afterwards, so that the chain keeps its order.
+   * The payload, not to be written into; null: not here. Never rejects. Whoever walks a chain with it calls
+   * {@link touch} afterwards, so that the chain keeps its order.
    */
   get(hash: BlockHash): Promise<Uint8Array | null>
 
@@ -88,7 +88,7 @@ export function checkTierBlock({ hash, parent, payload }: TierBlock): void {
   if (payload.byteLength === 0) throw new KvasirError('INVALID_ARGUMENT', `block ${hash} has no bytes`)
 }
 
-/** Between two blocks of one chain, in ms. File times are cut to whole microseconds: less could make two of them equal. */
+/** Between two blocks of one chain, ms. File times are cut to microseconds: a smaller step could make two equal. */
 const CHAIN_STEP_MS = 0.004
 
 interface Link<T> {
