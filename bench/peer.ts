@@ -20,6 +20,10 @@ export interface PeerOptions {
   readonly flash?: boolean
   readonly keyType?: GgmlType
   readonly valueType?: GgmlType
+  /** Sequences that run at once, each of `contextLength`. Default 1. */
+  readonly sequences?: number
+  /** Whether all sequences share one buffer of cells, or have one each. */
+  readonly unified?: boolean
 }
 
 export class Peer extends Owned {
@@ -29,6 +33,8 @@ export class Peer extends Owned {
   readonly #pool: ThreadPool | null
   readonly #tokens: Pointer
   readonly #wanted: Pointer
+  /** Positions, counts, addresses of sequence ids, and these ids: for batches of several sequences. */
+  readonly #batch: readonly Pointer[]
 
   private constructor(model: Pointer, context: Pointer, options: PeerOptions) {
     super('peer', model)
@@ -39,6 +45,8 @@ export class Peer extends Owned {
     if (this.#pool) llama.llama_attach_threadpool(context, this.#pool.ptr, this.#pool.ptr)
     this.#tokens = koffi.alloc('int32_t', options.chunk) as Pointer
     this.#wanted = koffi.alloc('int8_t', options.chunk) as Pointer
+    const sequences = options.sequences ?? 1
+    this.#batch = ['int32_t', 'int32_t', 'uint64_t', 'int32_t'].map((t) => koffi.alloc(t, sequences) as Pointer)
   }
 
   static async load(path: string, options: PeerOptions): Promise<Peer> {
@@ -49,7 +57,9 @@ export class Peer extends Owned {
     if (!model) throw new KvasirError('NATIVE_FAILED', `libllama could not load ${path}${loggedErrors(lines)}`)
     const context = llama.llama_init_from_model(model, {
       ...llama.llama_context_default_params(),
-      n_ctx: options.contextLength,
+      n_ctx: options.contextLength * (options.sequences ?? 1),
+      n_seq_max: options.sequences ?? 1,
+      kv_unified: options.unified ?? false,
       n_batch: options.chunk,
       n_ubatch: options.chunk,
       n_threads: options.threads,
@@ -77,7 +87,8 @@ export class Peer extends Owned {
 
   /** Forgets what lies at position `from` and behind. */
   truncate(from: number): void {
-    llama.llama_memory_seq_rm(llama.llama_get_memory(this.#context), 0, from, -1)
+    // -1: every sequence
+    llama.llama_memory_seq_rm(llama.llama_get_memory(this.#context), -1, from, -1)
   }
 
   /** Runs tokens behind what is cached, in chunks; the logits of the last one, copied. */
@@ -106,6 +117,39 @@ export class Peer extends Owned {
     llama.llama_synchronize(this.#context)
   }
 
+  /** Gives every sequence what sequence 0 has cached. */
+  copyToAll(): void {
+    const bytes = Number(llama.llama_state_seq_get_size(this.#context, 0))
+    const state = Buffer.allocUnsafeSlow(bytes)
+    if (Number(llama.llama_state_seq_get_data(this.#context, state, bytes, 0)) !== bytes)
+      throw new KvasirError('NATIVE_FAILED', 'libllama did not give the state of a sequence')
+    for (let s = 1; s < (this.options.sequences ?? 1); s++)
+      if (Number(llama.llama_state_seq_set_data(this.#context, state, bytes, s)) === 0)
+        throw new KvasirError('NATIVE_FAILED', 'libllama did not take the state of a sequence')
+  }
+
+  /** One token for each sequence, at `position`; their logits, f32 [V] each, as views that the next run overwrites. */
+  step(tokens: Int32Array, position: number): Float32Array[] {
+    const n = tokens.length
+    const [pos, counts, lists, ids] = this.#batch as [Pointer, Pointer, Pointer, Pointer]
+    new Int32Array(koffi.view(this.#tokens, 4 * n)).set(tokens)
+    new Int32Array(koffi.view(pos, 4 * n)).fill(position)
+    new Int32Array(koffi.view(counts, 4 * n)).fill(1)
+    new Int32Array(koffi.view(ids, 4 * n)).set(tokens.map((_, i) => i))
+    const addresses = new BigUint64Array(koffi.view(lists, 8 * n))
+    for (let i = 0; i < n; i++) addresses[i] = BigInt(ids) + BigInt(4 * i)
+    new Int8Array(koffi.view(this.#wanted, n)).fill(1)
+    const batch = { token: this.#tokens, embd: null, pos, n_seq_id: counts, seq_id: lists, logits: this.#wanted }
+    const status = llama.llama_decode(this.#context, { n_tokens: n, ...batch })
+    if (status !== 0) throw new KvasirError('NATIVE_FAILED', `llama_decode returned ${status}`)
+    llama.llama_synchronize(this.#context)
+    return Array.from(tokens, (_, i) => {
+      const address = llama.llama_get_logits_ith(this.#context, i)
+      if (!address) throw new KvasirError('NATIVE_FAILED', `libllama has no logits of row ${i}`)
+      return new Float32Array(koffi.view(address, this.vocab * 4))
+    })
+  }
+
   /** The last wanted logits, f32 [V], copied. */
   logits(): Float32Array {
     const address = llama.llama_get_logits_ith(this.#context, -1)
@@ -119,5 +163,6 @@ export class Peer extends Owned {
     this.#pool?.dispose()
     koffi.free(this.#tokens)
     koffi.free(this.#wanted)
+    for (const p of this.#batch) koffi.free(p)
   }
 }

@@ -50,6 +50,8 @@ export class PrefixCache {
   /** Chains to be written behind, by their last block. */
   readonly #unwritten = new Set<Node>()
   #writing: Promise<void> | null = null
+  /** Counts calls of `clear`: what began before one must not bring back what it forgot. */
+  #clears = 0
   #closed = false
 
   private constructor(store: KvStore, identity: CacheIdentity, tiers: readonly Tier[], o: PrefixCacheOptions) {
@@ -165,10 +167,11 @@ export class PrefixCache {
     if (!gone.length) return 0
     const offloaded = new Map<Medium, number>()
     for (const node of gone) {
-      const tier = this.#tiers[0]
-      if (tier && !tier.has(node.hash) && this.#put(tier, node))
-        offloaded.set(tier.medium, (offloaded.get(tier.medium) ?? 0) + 1)
-      this.#unwritten.delete(node)
+      // To the disk too: the write-behind may not have come to it yet.
+      for (const tier of this.#tiers)
+        if (!tier.has(node.hash) && this.#put(tier, node))
+          offloaded.set(tier.medium, (offloaded.get(tier.medium) ?? 0) + 1)
+      if (this.#unwritten.delete(node)) this.#writeRest(node)
       this.#store.releasePage(node.place)
     }
     const { pageBytes } = this.#store.arenas[0]!
@@ -216,6 +219,7 @@ export class PrefixCache {
     let under = from === 0 ? null : this.#index.get(hashes[from - 1]!)
     if (under) this.#index.pin(under)
     const counts = new Map<Medium, number>()
+    const clears = this.#clears
     let at = from
     try {
       while (at < hashes.length) {
@@ -223,7 +227,7 @@ export class PrefixCache {
         if (!tier) break
         const before = at
         for await (const payload of tier.getMany(hashes.slice(at))) {
-          if (this.#closed || (under && !under.stored)) return
+          if (this.#closed || this.#clears !== clears) return
           const next = this.#place(hashes[at]!, tokens.slice(at * PAGE_CELLS, (at + 1) * PAGE_CELLS), payload, under)
           if (!next) return
           if (under) this.#index.unpin(under)
@@ -266,7 +270,17 @@ export class PrefixCache {
     this.#unwritten.add(last)
     this.#writing ??= this.#write().finally(() => {
       this.#writing = null
+      // Added in the same turn as its loop came to an end.
+      const late = [...this.#unwritten].at(-1)
+      if (late && !this.#closed) this.#writeBehind(late)
     })
+  }
+
+  /** The end of a chain was evicted: what of it is left is still to be written. */
+  #writeRest(gone: Node): void {
+    let last = gone.parent
+    while (last && !last.stored) last = last.parent
+    if (last) this.#writeBehind(last)
   }
 
   get #disk(): Tier | undefined {
@@ -333,15 +347,15 @@ export class PrefixCache {
         `nothing of this prompt is in the cache: a session is saved after it was used, and holds whole blocks of ${PAGE_CELLS} tokens`,
       )
     this.#index.pin(last)
+    const clears = this.#clears
+    const read = ({ place }: Node): Uint8Array => {
+      this.#checkSame(clears)
+      return this.#store.arenas[place.arena]!.readPage(place.page)
+    }
     try {
-      const arena = this.#store.arenas[0]!
       const rows = nodes.length * PAGE_CELLS
       const head = { identity, tokens: tokens.slice(0, rows), rows, pageTokens: PAGE_CELLS }
-      await writeSession(
-        path,
-        head,
-        pages(nodes, (place) => arena.readPage(place.page)),
-      )
+      await writeSession(path, head, pages(nodes, read))
     } finally {
       this.#index.unpin(last)
     }
@@ -354,11 +368,21 @@ export class PrefixCache {
     const hashes: BlockHash[] = []
     const tokens: number[] = Array.from(session.tokens)
     this.nameBlocks(root, tokens, hashes)
+    const { pageBytes } = this.#store.arenas[0]!
+    const clears = this.#clears
     let under: Node | null = null
     let at = 0
     try {
       for await (const payload of session.read()) {
         if (at === hashes.length) break
+        this.#checkSame(clears)
+        if (session.pageTokens !== PAGE_CELLS || payload.byteLength !== pageBytes)
+          throw new KvasirError(
+            'SESSION_INVALID',
+            `session ${path}: block ${at} has ${payload.byteLength} bytes for ${session.pageTokens} tokens; here a block has ` +
+              `${pageBytes} for ${PAGE_CELLS}`,
+            { file: path, block: at },
+          )
         const ids = tokens.slice(at * PAGE_CELLS, (at + 1) * PAGE_CELLS)
         const next: Node | null = this.#place(hashes[at]!, ids, payload, under)
         if (!next)
@@ -385,18 +409,29 @@ export class PrefixCache {
     return this.#index.snapshot()
   }
 
+  /** The pages that a session is written from or read into are only there as long as this holds. */
+  #checkSame(clears: number): void {
+    if (this.#closed) throw new KvasirError('DISPOSED', 'the engine was disposed of while a session was saved or loaded')
+    if (this.#clears !== clears)
+      throw new KvasirError('ABORTED', 'the cache was cleared while a session was saved or loaded')
+  }
+
   /** Forgets everything, in memory and in the tiers. Pages that sequences use stay theirs. */
   async clear(): Promise<void> {
+    this.#clears++
     for (const node of this.#index.clear()) this.#store.releasePage(node.place)
     this.#unwritten.clear()
     this.#emit({ kind: 'AllBlocksCleared' })
     for (const tier of this.#tiers) await tier.clear()
   }
 
-  /** Writes what is unwritten, and ends. */
-  async close(): Promise<void> {
+  /**
+   * Writes what is unwritten, and ends.
+   * @param finish false: the store is freed right after the call, so no page is read any more
+   */
+  async close(finish = true): Promise<void> {
     if (this.#closed) return
-    while (this.#writing) await this.#writing
+    if (finish) while (this.#writing) await this.#writing
     this.#closed = true
     for (const tier of this.#tiers) await tier.close()
   }
@@ -430,9 +465,9 @@ export class PrefixCache {
   }
 }
 
-async function* pages(nodes: readonly Node[], read: (place: BlockRef) => Uint8Array): AsyncGenerator<Uint8Array> {
+async function* pages(nodes: readonly Node[], read: (node: Node) => Uint8Array): AsyncGenerator<Uint8Array> {
   for (const node of nodes) {
-    yield read(node.place)
+    yield read(node)
     await setImmediate()
   }
 }

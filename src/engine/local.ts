@@ -284,7 +284,7 @@ export class LocalEngine implements EngineApi, Disposable {
     if (this.#tasks.size > 0)
       throw new KvasirError('INVALID_ARGUMENT', 'requests are being served: `await engine.dispose()` ends them')
     this.#disposed = true
-    void this.#prefixes.close()
+    void this.#prefixes.close(false)
     this.#free()
   }
 

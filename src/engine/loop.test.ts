@@ -87,7 +87,11 @@ function ends(engine: LocalEngine): Set<number> {
 /** Tokens before the first near tie. */
 async function steadyTokens(engine: LocalEngine, request: GenerateRequest): Promise<number> {
   let n = 0
-  for await (const part of engine.generate({ ...request, sampling: { ...request.sampling, logprobs: 8 }, maxTokens: 80 })) {
+  for await (const part of engine.generate({
+    ...request,
+    sampling: { ...request.sampling, logprobs: 8 },
+    maxTokens: 80,
+  })) {
     if (part.kind === 'end') break
     const biased = request.sampling?.logitBias !== undefined
     const [first, second] = part.top!.filter((t) => !biased || !ends(engine).has(t.token))

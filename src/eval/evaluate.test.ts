@@ -10,7 +10,7 @@ import { after, before, describe, it } from 'node:test'
 import { Peer } from '../../bench/peer.ts'
 import { houseExample, TASKS } from '../../test/fixtures/house-tasks.ts'
 import type { KvasirError } from '../contract/errors.ts'
-import { Engine } from '../engine/engine.ts'
+import { LocalEngine } from '../engine/local.ts'
 import { modelPath } from '../engine/options.ts'
 import { argmax } from '../model/sampling/candidates.ts'
 import { readExamples } from './data.ts'
@@ -23,14 +23,14 @@ const data = join(folder, 'house.jsonl')
 const examples = TASKS.flatMap((task) =>
   LENGTHS.flatMap((length) => Array.from({ length: PER_CELL }, (_, seed) => houseExample(task, length, seed))),
 )
-let engine: Engine
+let engine: LocalEngine
 
 before(async () => {
   writeFileSync(data, examples.map((e) => JSON.stringify(e)).join('\n'))
-  engine = await Engine.load('house', { threads: 1, contextLength: 4096 })
+  engine = await LocalEngine.load('house', { threads: 1, contextLength: 4096 })
 })
-after(() => {
-  engine.dispose()
+after(async () => {
+  await engine.dispose()
   rmSync(folder, { recursive: true })
 })
 

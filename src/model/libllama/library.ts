@@ -74,6 +74,9 @@ const LLAMA = {
   llama_get_memory: 'void* (void*)',
   llama_memory_clear: 'void (void*, bool)',
   llama_memory_seq_rm: 'bool (void*, int, int, int)',
+  llama_state_seq_get_size: 'size_t (void*, int)',
+  llama_state_seq_get_data: 'size_t (void*, void*, size_t, int)',
+  llama_state_seq_set_data: 'size_t (void*, void*, size_t, int)',
 } as const
 
 /** Set by {@link loadLlama}. */
