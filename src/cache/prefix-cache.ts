@@ -96,7 +96,14 @@ export class PrefixCache {
 
   /** Blocks from the text's beginning on that are in memory. */
   longest(hashes: readonly BlockHash[]): number {
-    return this.#index.match(hashes)
+    // A block is only stored while those before it are: so the end of the stored ones can be searched by halves.
+    let [low, high] = [0, hashes.length]
+    while (low < high) {
+      const middle = (low + high) >> 1
+      if (this.#index.get(hashes[middle]!)) low = middle + 1
+      else high = middle
+    }
+    return low
   }
 
   /** Pages that could be freed. */
@@ -194,7 +201,7 @@ export class PrefixCache {
     prefillMs: (rows: number) => number | null,
   ): Promise<void> | null {
     if (!this.#tiers.length || this.#closed) return null
-    const inMemory = this.#index.match(hashes)
+    const inMemory = this.longest(hashes)
     // The last row is always computed: it gives the first token.
     const most = Math.floor((tokens.length - 1) / PAGE_CELLS)
     let blocks = inMemory
@@ -411,7 +418,8 @@ export class PrefixCache {
 
   /** The pages that a session is written from or read into are only there as long as this holds. */
   #checkSame(clears: number): void {
-    if (this.#closed) throw new KvasirError('DISPOSED', 'the engine was disposed of while a session was saved or loaded')
+    if (this.#closed)
+      throw new KvasirError('DISPOSED', 'the engine was disposed of while a session was saved or loaded')
     if (this.#clears !== clears)
       throw new KvasirError('ABORTED', 'the cache was cleared while a session was saved or loaded')
   }

@@ -57,6 +57,8 @@ export class Branch implements Disposable {
   published = 0
   /** It waits for stored blocks to be loaded. */
   loading = false
+  /** Rows that were in memory when blocks were loaded last: from there, it is not tried again. */
+  loadedFrom = -1
 
   constructor(id: RequestId, task: Task, tokenizer: Tokenizer, sample: number, from?: Branch) {
     this.id = id

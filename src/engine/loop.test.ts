@@ -155,6 +155,21 @@ describe('requests that run together', () => {
       for (const a of asked) assert.ok(a.end.timings.cached_tokens >= 32 * Math.floor((rows - 1) / 32) - 32)
     }))
 
+  it('of which many bring one new prefix compute it once', () =>
+    withEngine({ tokenBudget: 64 }, async (engine) => {
+      const common = text(11, 180)
+      let peak = 0
+      engine.onEvent((e) => {
+        if (e.kind === 'step-end') peak = Math.max(peak, engine.store.usedBytes)
+      })
+      const ask = (i: number) => collect(engine, { prompt: `${common} ${text(i, 3)}`, sampling: greedy, maxTokens: 3 })
+      const answers = await Promise.all([1, 2, 3, 4, 5, 6, 7, 8].map(ask))
+      const rows = answers[0]!.end.timings.prompt_tokens
+      const shared = Math.floor((rows - 20) / 32) * 32
+      assert.equal(answers.filter((a) => a.end.timings.cached_tokens >= shared).length, 7)
+      assert.ok(peak <= kvBytes(engine, Math.ceil(rows / 32) + 8 * 2), `${peak / kvBytes(engine, 1)} pages`)
+    }))
+
   it('do not share between tenants and salts', () =>
     withEngine({}, async (engine) => {
       const request = { prompt: text(3, 150), sampling: greedy, maxTokens: 1 }
@@ -219,6 +234,29 @@ describe('callers', () => {
       assert.ok(totals.generatedTokens < 400)
       assert.equal(n, 400)
     }))
+
+  it('that read slowly and hold all memory give it to those that wait', async () => {
+    let pageBytes = 0
+    await withEngine({}, async (engine) => {
+      pageBytes = kvBytes(engine, 1)
+    })
+    await withEngine({ kvMemory: 8 * pageBytes }, async (engine) => {
+      const sampling = { ...greedy, logitBias: new Map([...ends(engine)].map((t) => [t, -1e4])) }
+      const slow = [1, 2].map((i) => engine.generate({ prompt: text(i, 30), sampling, maxTokens: 150 }))
+      for (const s of slow) await s.next()
+      await sleep(100)
+      const { tokens } = await collect(engine, { prompt: text(3, 60), sampling, maxTokens: 60 })
+      assert.equal(tokens.length, 60)
+      const rest = await Promise.all(
+        slow.map(async (s) => {
+          let n = 1
+          for await (const part of s) if (part.kind === 'token') n++
+          return n
+        }),
+      )
+      assert.deepEqual(rest, [150, 150])
+    })
+  })
 
   it('that wait too long get DEADLINE, and one too many QUEUE_FULL', () =>
     withEngine({ maxWaiting: 2, maxSequences: 1 }, async (engine) => {

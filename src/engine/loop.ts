@@ -144,7 +144,6 @@ export class EngineLoop {
     })
     this.#prefixes.nameBlocks(task.root, branch.tokens, branch.hashes)
     this.#waiting.push(branch)
-    void this.#load(branch)
     this.wake()
   }
 
@@ -206,13 +205,25 @@ export class EngineLoop {
   async #oneStep(): Promise<boolean> {
     const plan = this.#plan()
     for (const id of plan.preempt) this.#preempt(this.#find(id))
-    for (const id of plan.admit) if (!this.#admit(this.#find(id))) break
+    let changed = plan.preempt.length > 0
+    for (const id of plan.admit) {
+      if (!this.#admit(this.#find(id))) break
+      changed = true
+    }
     const work = plan.work.flatMap((w): Piece[] => {
       const branch = this.#running.find((b) => b.id === w.id)
       return branch ? [{ branch, rows: w.rows, padding: w.padding ?? 0 }] : []
     })
-    if (!work.length) return plan.preempt.length > 0 || plan.admit.length > 0
+    if (!work.length) return changed || this.#preemptResting()
     for (const pieces of this.#runs(work)) await this.#runPieces(pieces)
+    return true
+  }
+
+  /** Nothing can run: a branch whose reader is slow gives its pages to those that wait. */
+  #preemptResting(): boolean {
+    const resting = this.#running.findLast((b) => b.task.parts.isSlow)
+    if (!resting || !this.#waiting.some((b) => !b.loading && !b.task.parts.isSlow)) return false
+    this.#preempt(resting)
     return true
   }
 
@@ -224,10 +235,14 @@ export class EngineLoop {
       views.set(b, v)
       return v
     }
-    const waiting = this.#waiting.filter((b) => !b.loading).map(view)
+    const waiting = order(
+      this.#waiting.filter((b) => !b.loading && !b.task.parts.isSlow).map(view),
+      this.#served,
+      nowMs,
+    )
     const state = {
       nowMs,
-      waiting: order(waiting, this.#served, nowMs),
+      waiting: this.#withoutFollowers(waiting),
       running: this.#running.filter((b) => !b.task.parts.isSlow).map(view),
       freePages: this.#store.pools[0]!.freePages + this.#prefixes.evictablePages,
       totalPages: this.#store.arenas[0]!.pages,
@@ -242,6 +257,25 @@ export class EngineLoop {
     const plan = this.#options.scheduler.schedule(state, options)
     if (process.env['KVASIR_CHECK']) checkPlan(state, options, plan)
     return plan
+  }
+
+  /**
+   * Leaves out who would compute a block that somebody else is about to compute: it will find it stored. Of many requests with
+   * one new prefix, one computes it.
+   */
+  #withoutFollowers(waiting: readonly RequestView[]): RequestView[] {
+    const coming = new Set<string>()
+    for (const b of this.#running) {
+      const next = b.hashes[Math.floor(b.computed / PAGE_CELLS)]
+      if (next !== undefined) coming.add(next)
+    }
+    return waiting.filter((v) => {
+      const next = this.#find(v.id).hashes[v.computed / PAGE_CELLS]
+      if (next === undefined) return true
+      if (coming.has(next)) return false
+      coming.add(next)
+      return true
+    })
   }
 
   /** Rows that a waiting branch would find stored: whole blocks, and never all of its rows. */
@@ -287,6 +321,7 @@ export class EngineLoop {
   /** Gives a waiting branch its pages: stored ones first. False when there is no room after all. */
   #admit(branch: Branch): boolean {
     const { task } = branch
+    if (this.#load(branch)) return true
     const cached = this.#cachedRows(branch)
     const expected = task.prompt.length + Math.min(task.maxTokens, EXPECTED_ANSWER) - cached
     const sequence = this.#store.create(expected)
@@ -325,6 +360,7 @@ export class EngineLoop {
     const rows = branch.computed
     this.#leave(branch)
     branch.published = 0
+    branch.loadedFrom = -1
     this.totals.preemptions++
     this.#running.splice(this.#running.indexOf(branch), 1)
     this.#waiting.unshift(branch)
@@ -332,17 +368,22 @@ export class EngineLoop {
     this.#events.add({ kind: 'request-preempt', request: branch.id, rows })
   }
 
-  /** Loads stored blocks that are not in memory, where that is quicker than to compute them. */
-  async #load(branch: Branch): Promise<void> {
+  /**
+   * Loads stored blocks that are not in memory, where that is quicker than to compute them; the branch is not planned until
+   * they are there. False: there are none, or those that there are found no room before.
+   */
+  #load(branch: Branch): boolean {
+    const inMemory = this.#cachedRows(branch)
+    if (branch.loadedFrom === inMemory) return false
     const loading = this.#prefixes.load(branch.hashes, branch.tokens, (rows) => this.rates.prefillMs(rows))
-    if (!loading) return
+    if (!loading) return false
+    branch.loadedFrom = inMemory
     branch.loading = true
-    try {
-      await loading
-    } finally {
+    void loading.finally(() => {
       branch.loading = false
       this.wake()
-    }
+    })
+    return true
   }
 
   /** Gives up a branch's pages. What the prefix index knows of them stays there. */
