@@ -300,7 +300,8 @@ export class PrefixCache {
     for (const last of this.#unwritten) {
       this.#unwritten.delete(last)
       const chain: Node[] = []
-      for (let n: Node | null = last; n && !disk.has(n.hash); n = n.parent) chain.push(n)
+      // All of it: a block can be missing in front of others, when its file was damaged or lost.
+      for (let n: Node | null = last; n; n = n.parent) if (!disk.has(n.hash)) chain.push(n)
       // Parents first: a block is only found through those before it.
       for (const node of chain.reverse()) {
         if (--left === 0) {
