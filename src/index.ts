@@ -2,7 +2,7 @@
 export { CACHE_TYPES, type CacheType } from './cache/arena.ts'
 export { ERROR_CODES, type ErrorCode, KvasirError } from './contract/errors.ts'
 export type { EngineEvent, Logged } from './contract/events.ts'
-export type { EngineApi, EngineInfo, EngineStatus } from './engine/api.ts'
+export type { CacheSnapshot, EngineApi, EngineInfo, EngineStatus } from './engine/api.ts'
 export { Engine } from './engine/engine.ts'
 export { LocalEngine } from './engine/local.ts'
 export type { EngineOptions } from './engine/options.ts'

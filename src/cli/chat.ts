@@ -33,7 +33,7 @@ export function addChat(program: Command): void {
 
 async function run(model: string, flags: Flags): Promise<void> {
   const request = toRequest(flags)
-  using engine = await loadEngine(model, flags)
+  await using engine = await loadEngine(model, flags)
   const conversation = new Conversation(engine, request, flags.system ?? null)
   using reader = new LineReader()
   /** Everything that is not an answer goes to stderr, so that stdout can be kept. */

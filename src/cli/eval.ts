@@ -50,7 +50,7 @@ const table = new Table<EvalRow>([
 
 async function run(flags: Flags): Promise<void> {
   const { evaluate } = await import('../eval/evaluate.ts')
-  using engine = await loadEngine(flags.model, flags)
+  await using engine = await loadEngine(flags.model, flags)
   const progress = flags.json && !process.stderr.isTTY ? noProgress : countBar('examples')
   if (!flags.json) process.stdout.write(table.head)
   const rows = await interruptible((signal) =>

@@ -8,6 +8,8 @@ import type { GenerateRequest } from '../engine/request.ts'
 import { LOWERINGS, type LoweringName } from '../executor/lower/lowering.ts'
 import type { JsonSchema } from '../model/sampling/json-schema.ts'
 import type { SamplingParams } from '../model/sampling/params.ts'
+import { DEFAULT_SCHEDULER, SCHEDULERS, type SchedulerName } from '../scheduler/index.ts'
+import { parseBytes } from './bytes.ts'
 
 export const MODEL_HELP = 'a GGUF file, hf:OWNER/REPO[:FILE], or house: the small model that comes with Kvasir'
 
@@ -25,7 +27,14 @@ export interface EngineFlags {
   readonly cacheTypeK?: CacheType
   readonly cacheTypeV?: CacheType
   readonly lowering?: LoweringName
+  readonly kvMemory?: number
+  readonly scheduler?: SchedulerName
   readonly tokenBudget?: number
+  readonly maxSequences?: number
+  readonly maxWaiting?: number
+  readonly diskCache?: string
+  readonly diskCacheBytes?: number
+  readonly hostCache?: number
 }
 
 export const threadsOption = () =>
@@ -36,17 +45,49 @@ export const threadsOption = () =>
 export const loweringOption = () =>
   new Option('--lowering <name>', 'how attention is computed (default: auto)').choices(LOWERINGS)
 
-export const engineOptions = (): Option[] => [
+/** What decides how much memory an engine takes. */
+export const memoryOptions = (): Option[] => [
   new Option(
     '-c, --context <tokens>',
     `tokens of prompt and answer together (default: the model's, at most ${DEFAULT_CONTEXT})`,
   ).argParser(toNumber),
-  threadsOption(),
-  new Option('--device <name>', 'CPU, or a GPU such as CUDA0 (default: the first GPU if there is one)'),
   new Option('--cache-type-k <type>', 'type of cached keys (default: f16)').choices(CACHE_TYPES),
   new Option('--cache-type-v <type>', 'type of cached values (default: f16)').choices(CACHE_TYPES),
-  loweringOption(),
+  new Option(
+    '--kv-memory <size>',
+    'memory for cached keys and values, stored prefixes too: 512MiB, 2G, 1.5GB (default: four contexts, at most an ' +
+      'eighth of what is free)',
+  ).argParser(parseBytes),
   new Option('--token-budget <rows>', 'most rows of a step (default: 512)').argParser(toNumber),
+]
+
+/** For whoever runs an engine, be it for a single request. */
+export const engineOptions = (): Option[] => [
+  ...memoryOptions(),
+  threadsOption(),
+  new Option('--device <name>', 'CPU, or a GPU such as CUDA0 (default: the first GPU if there is one)'),
+  loweringOption(),
+  new Option('--disk-cache <folder>', 'keep what was computed for prompts, for the next start (default: off)'),
+  new Option('--disk-cache-bytes <size>', 'most bytes in that folder (default: 8GiB)').argParser(parseBytes),
+]
+
+export const maxSequencesOption = () =>
+  new Option('--max-sequences <n>', 'most sequences that run at once (default: 16)').argParser(toNumber)
+
+export const hostCacheOption = () =>
+  new Option(
+    '--host-cache <size>',
+    'the part of --kv-memory that keeps what had to leave the cache in ordinary memory (default: 0)',
+  ).argParser(parseBytes)
+
+/** Beside {@link engineOptions}, for engines that serve many requests at once. */
+export const servingOptions = (): Option[] => [
+  new Option('--scheduler <name>', `which work runs next (default: ${DEFAULT_SCHEDULER})`).choices(
+    Object.keys(SCHEDULERS),
+  ),
+  maxSequencesOption(),
+  new Option('--max-waiting <n>', 'requests that may wait; more are refused (default: 256)').argParser(toNumber),
+  hostCacheOption(),
 ]
 
 export function toEngineOptions(f: EngineFlags): EngineOptions {
@@ -57,7 +98,14 @@ export function toEngineOptions(f: EngineFlags): EngineOptions {
     keyType: f.cacheTypeK,
     valueType: f.cacheTypeV,
     lowering: f.lowering,
+    kvMemory: f.kvMemory,
+    scheduler: f.scheduler,
     tokenBudget: f.tokenBudget,
+    maxSequences: f.maxSequences,
+    maxWaiting: f.maxWaiting,
+    diskCache: f.diskCache,
+    diskCacheBytes: f.diskCacheBytes,
+    hostCacheBytes: f.hostCache,
   })
 }
 

@@ -58,7 +58,7 @@ interface Answer {
 async function run(model: string, flags: Flags): Promise<void> {
   const text = await promptOf(flags)
   const request = { ...inputOf(text, flags), ...toRequest(flags) }
-  using engine = await loadEngine(model, flags)
+  await using engine = await loadEngine(model, flags)
   const write = flags.json ? () => {} : (piece: string) => void process.stdout.write(piece)
   const { text: answer, reason, timings } = await interruptible((signal) => stream(engine, request, write, signal))
   if (flags.json) {

@@ -2,7 +2,7 @@
  * What an engine is to those who use it, wherever it runs: `LocalEngine` in this process, `Engine` as the client of a
  * process of its own. Everything that crosses here is plain data.
  */
-import type { EngineEvent, Logged } from '../contract/events.ts'
+import type { BlockHash, EngineEvent, Logged, Medium } from '../contract/events.ts'
 import type { WeightReport } from '../model/weights/load.ts'
 import type { GeneratePart, GenerateRequest } from './request.ts'
 
@@ -59,6 +59,17 @@ export interface EngineStatus {
   }
 }
 
+export interface CacheSnapshot {
+  readonly lastEventId: number
+  /** Parents stand before their children. */
+  readonly blocks: readonly {
+    readonly hash: BlockHash
+    readonly parent: BlockHash | null
+    readonly tokens: readonly number[]
+    readonly medium: Medium
+  }[]
+}
+
 export interface EngineApi extends AsyncDisposable {
   readonly info: EngineInfo
   /**
@@ -75,6 +86,8 @@ export interface EngineApi extends AsyncDisposable {
   status(): Promise<EngineStatus>
   /** Events from now on; the function it gives ends it. */
   onEvent(listener: (event: Logged<EngineEvent>) => void): () => void
+  /** Blocks that are stored in memory now, and the id of the last event: a follower begins here and goes on with events. */
+  snapshot(): Promise<CacheSnapshot>
   /** Forgets every stored prefix, in memory and on disk. Running requests keep what they hold. */
   clearCache(): Promise<void>
   /**

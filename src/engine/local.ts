@@ -23,7 +23,7 @@ import { checkSampling } from '../model/sampling/params.ts'
 import { ChatTemplate } from '../model/template/template.ts'
 import { StopMatcher } from '../model/tokenizer/stop.ts'
 import { DEFAULT_SCHEDULER_OPTIONS, schedulerNamed } from '../scheduler/index.ts'
-import type { EngineApi, EngineInfo, EngineStatus } from './api.ts'
+import type { CacheSnapshot, EngineApi, EngineInfo, EngineStatus } from './api.ts'
 import type { Task } from './branch.ts'
 import { EventLog } from './events.ts'
 import { EngineLoop } from './loop.ts'
@@ -234,6 +234,11 @@ export class LocalEngine implements EngineApi, Disposable {
   /** Events that are still kept, behind `id`. */
   eventsSince(id: number): readonly Logged<EngineEvent>[] {
     return this.#events.since(id)
+  }
+
+  async snapshot(): Promise<CacheSnapshot> {
+    this.#checkAlive()
+    return { lastEventId: this.#events.lastId, blocks: this.#prefixes.snapshot() }
   }
 
   async clearCache(): Promise<void> {

@@ -8,6 +8,7 @@
  */
 import { setImmediate } from 'node:timers/promises'
 import { PAGE_CELLS } from '../cache/arena.ts'
+import { checkStore } from '../cache/check.ts'
 import type { PrefixCache } from '../cache/prefix-cache.ts'
 import type { KvStore } from '../cache/store.ts'
 import { KvasirError, showBytes } from '../contract/errors.ts'
@@ -171,6 +172,7 @@ export class EngineLoop {
         this.#lastYield = performance.now()
       }
     }
+    if (process.env['KVASIR_CHECK']) checkStore(this.#store, this.#prefixes.check())
     // In the same tick as the check, so that no request falls in between.
     this.#loop = null
   }

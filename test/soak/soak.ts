@@ -115,7 +115,7 @@ async function overload(minutes: number, known: readonly Known[]) {
     }
     await sleep(5)
   }
-  const drained = await Promise.race([Promise.all(open).then(() => true), sleep(60_000).then(() => false)])
+  const drained = await Promise.race([Promise.all(open).then(() => true), sleep(60_000, false, { ref: false })])
   if (!drained) problems.push(`${open.size} requests have not ended a minute after the last came`)
   const status = await idle(engine, problems)
   const limit = warmBytes + KV_MEMORY + SLACK
@@ -142,7 +142,7 @@ async function killed(kills: number, known: readonly Known[]) {
   const problems: string[] = []
   const r = new Random(seed + 1)
   // Small enough that blocks are evicted from the disk too.
-  const options = { ...OPTIONS, diskCache: folder, diskCacheBytes: 48 * MIB }
+  const options = { ...OPTIONS, diskCache: folder, diskCacheBytes: 128 * MIB }
   const supervision = { firstDelayMs: 20, maxDelayMs: 500 }
   const engine = await EngineClient.loadWith(MODULE, 'house', options, supervision)
   const tally = new Tally()
@@ -154,11 +154,12 @@ async function killed(kills: number, known: readonly Known[]) {
   const pids = new Set<number>()
   let [whileStarting, strayAtMost] = [0, 0]
   while (done < kills) {
-    // At any moment of a life, its start included.
-    await sleep(r.uniform() < 0.2 ? 400 * r.uniform() : 500 + 2500 * r.uniform())
+    // At any moment of a life; each fifth time its start included.
+    const isEarly = r.uniform() < 0.2
+    if (!isEarly) await engine.status()
+    await sleep((isEarly ? 1000 : 3000) * r.uniform())
     const { pid } = engine
-    if (pid === null) continue
-    if (pids.has(pid)) continue
+    if (pid === null || pids.has(pid)) continue
     pids.add(pid)
     const before = tally.counts['ENGINE_CRASHED'] ?? 0
     process.kill(pid, 'SIGKILL')
@@ -168,7 +169,7 @@ async function killed(kills: number, known: readonly Known[]) {
     strayAtMost = Math.max(strayAtMost, files(folder).filter(isTemporary).length)
     say(`kill ${done}: ${JSON.stringify(tally.counts)}`)
   }
-  const ended = await Promise.race([Promise.all(callers).then(() => true), sleep(120_000).then(() => false)])
+  const ended = await Promise.race([Promise.all(callers).then(() => true), sleep(120_000, false, { ref: false })])
   if (!ended || tally.ended !== tally.asked) problems.push(`${tally.asked} requests were asked, ${tally.ended} ended`)
   // Answers made from what the killed ones left on the disk.
   const last = new Tally()

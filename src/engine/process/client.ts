@@ -12,7 +12,7 @@ import { isDeepStrictEqual } from 'node:util'
 import { KvasirError } from '../../contract/errors.ts'
 import type { EngineEvent, Logged } from '../../contract/events.ts'
 import type { LoadProgress } from '../../model/weights/load.ts'
-import type { EngineApi, EngineInfo, EngineStatus } from '../api.ts'
+import type { CacheSnapshot, EngineApi, EngineInfo, EngineStatus } from '../api.ts'
 import type { EngineOptions } from '../options.ts'
 import type { GeneratePart, GenerateRequest } from '../request.ts'
 import { Answer } from './answer.ts'
@@ -199,6 +199,10 @@ export class EngineClient implements EngineApi, Disposable {
     return () => {
       if (this.#listeners.delete(own) && this.#listeners.size === 0) this.#wantEvents(false)
     }
+  }
+
+  async snapshot(): Promise<CacheSnapshot> {
+    return await this.#call({ kind: 'snapshot' })
   }
 
   async clearCache(): Promise<void> {

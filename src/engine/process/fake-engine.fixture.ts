@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { KvasirError } from '../../contract/errors.ts'
 import type { EngineEvent, Logged } from '../../contract/events.ts'
 import type { RequestId } from '../../contract/units.ts'
-import type { EngineApi, EngineInfo, EngineStatus } from '../api.ts'
+import type { CacheSnapshot, EngineApi, EngineInfo, EngineStatus } from '../api.ts'
 import type { EngineOptions } from '../options.ts'
 import type { GeneratePart, GenerateRequest } from '../request.ts'
 
@@ -153,6 +153,10 @@ class FakeEngine implements EngineApi {
   onEvent(listener: (event: Logged<EngineEvent>) => void): () => void {
     this.#listeners.add(listener)
     return () => this.#listeners.delete(listener)
+  }
+
+  async snapshot(): Promise<CacheSnapshot> {
+    return { lastEventId: 0, blocks: [] }
   }
 
   async clearCache(): Promise<void> {

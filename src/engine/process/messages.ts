@@ -14,7 +14,7 @@
  */
 import { type ErrorCode, KvasirError } from '../../contract/errors.ts'
 import type { EngineEvent, Logged } from '../../contract/events.ts'
-import type { EngineInfo, EngineStatus } from '../api.ts'
+import type { CacheSnapshot, EngineInfo, EngineStatus } from '../api.ts'
 import type { EngineOptions } from '../options.ts'
 import type { GeneratePart, GenerateRequest } from '../request.ts'
 
@@ -43,6 +43,7 @@ export type Call =
   | { readonly kind: 'tokenize'; readonly prompt: PlainPrompt }
   | { readonly kind: 'detokenize'; readonly tokens: readonly number[] | Int32Array }
   | { readonly kind: 'status' }
+  | { readonly kind: 'snapshot' }
   | { readonly kind: 'clearCache' }
   | { readonly kind: 'saveSession'; readonly path: string; readonly prompt: PlainPrompt }
   | { readonly kind: 'loadSession'; readonly path: string }
@@ -51,6 +52,7 @@ export interface CallResults {
   readonly tokenize: Int32Array
   readonly detokenize: string
   readonly status: EngineStatus
+  readonly snapshot: CacheSnapshot
   readonly clearCache: null
   readonly saveSession: number
   readonly loadSession: number

@@ -165,6 +165,7 @@ class Server {
     tokenize: async ({ prompt }) => this.#engine.tokenize(prompt),
     detokenize: async ({ tokens }) => this.#engine.detokenize(tokens),
     status: async () => this.#engine.status(),
+    snapshot: () => this.#engine.snapshot(),
     clearCache: async () => {
       await this.#engine.clearCache()
       return null
