@@ -58,6 +58,8 @@ const DISK_HITS = 3
 /** A cold run is repeated, up to so often, while they took less than this together, in milliseconds. */
 const COLD_RUNS = 3
 const COLD_MS = 20_000
+/** Of long computations, how often to say how far they are. */
+const NOTE_MS = 30_000
 const CHATS = 8
 const QUESTION = 40
 const ANSWER = 16
@@ -98,11 +100,11 @@ async function prefixHits(path: string, context: number, options: CacheOptions, 
       await using probe = await load()
       await probe.warmUp()
       prompt = probe.randomTokens(context, context)
-      note('computing it; this takes as long as it takes')
+      note('computing it')
       const colds: Answer[] = []
       do {
         await probe.engine.clearCache()
-        colds.push(await probe.ask(prompt))
+        colds.push(await probe.ask(prompt, TOKENS, note))
         await probe.engine.prefixes.flush()
       } while (colds.length < COLD_RUNS && sum(colds.map((c) => c.timings.ttft_ms)) < COLD_MS)
       cold = colds.at(-1)!
@@ -214,12 +216,19 @@ class Probe implements AsyncDisposable {
     return randomTokens(this.engine, length, seed)
   }
 
-  async ask(tokens: Int32Array, maxTokens = TOKENS): Promise<Answer> {
+  async ask(tokens: Int32Array, maxTokens = TOKENS, onNote?: (note: string) => void): Promise<Answer> {
     const { engine } = this
     let peakBytes = 0
     let token = -1
+    let rows = 0
+    let notedMs = performance.now()
     const stop = engine.onEvent((event) => {
-      if (event.kind === 'step-end') peakBytes = Math.max(peakBytes, engine.store.usedBytes)
+      if (event.kind !== 'step-end') return
+      peakBytes = Math.max(peakBytes, engine.store.usedBytes)
+      rows += event.prefillRows
+      if (performance.now() - notedMs < NOTE_MS) return
+      notedMs = performance.now()
+      onNote?.(`computed ${rows} rows`)
     })
     try {
       const sampling = { temperature: 0, logitBias: this.#bias }

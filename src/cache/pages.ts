@@ -55,19 +55,37 @@ export class PagePool {
 
   // extents ------------------------------------------------------------------------------------------------------------
 
-  /** Claims room for `pages` pages where nobody else claims any: the smallest gap that has it, else the largest. */
-  openExtent(pages: number): Extent | null {
+  /**
+   * Claims room for `pages` pages where nobody else claims any: behind page `after` if there is enough, else the smallest gap
+   * that has it, else the largest.
+   */
+  openExtent(pages: number, after: number | null = null): Extent | null {
+    const mayClaim = (p: number) => this.#isFree(p) && this.#claims[p] === 0
     let best: Extent | null = null
     let bestSize = 0
-    for (const gap of this.#gaps((p) => this.#isFree(p) && this.#claims[p] === 0)) {
+    for (const gap of this.#gaps(mayClaim)) {
       const size = gap.to - gap.from
       const better = bestSize >= pages ? size >= pages && size < bestSize : size > bestSize
       if (better) [best, bestSize] = [gap, size]
     }
     if (!best) return null
-    const extent = { from: best.from, to: Math.min(best.to, best.from + pages) }
+    if (after !== null) {
+      let to = after + 1
+      while (to < this.pages && to <= after + pages && mayClaim(to)) to++
+      if (to - after > Math.min(pages, bestSize)) best = { from: after + 1, to }
+    }
+    return this.claimExtent({ from: best.from, to: Math.min(best.to, best.from + pages) })
+  }
+
+  /** Claims an extent that was chosen before. */
+  claimExtent(extent: Extent): Extent {
     for (let p = extent.from; p < extent.to; p++) this.#claims[p]!++
     return extent
+  }
+
+  /** Whether an extent has a free page. */
+  hasFree(extent: Extent): boolean {
+    return this.#first(extent.from, extent.to, (p) => this.#isFree(p)) >= 0
   }
 
   closeExtent(extent: Extent): void {

@@ -13,6 +13,9 @@ import { Arena, type ArenaFormat, type CacheDims, PAGE_CELLS } from './arena.ts'
 import { type BlockRef, Column } from './column.ts'
 import { type Extent, PagePool } from './pages.ts'
 
+/** Pages that a sequence claims when it has become longer than was expected. */
+const LEAST_EXTENT = 8
+
 export interface StoreShape extends CacheDims {
   /** The first is where new sequences grow; others are for rows that a policy stores differently. */
   readonly arenas: readonly (ArenaFormat & { readonly pages: number })[]
@@ -26,6 +29,8 @@ export class KvSequence {
   /** One, or [layer * Hkv + head]. */
   columns: Column[] = [new Column()]
   extent: Extent | null = null
+  /** How long it may become; its extent is claimed with its first page. */
+  expectedRows = 0
   /** Arena that the extent lies in: rows may be stored in another one later. */
   extentArena: number
 
@@ -96,16 +101,15 @@ export class KvStore implements Disposable {
     this.#checkArena(arena)
     const s = new KvSequence(this.#nextId++ as SequenceId, arena)
     this.#sequences.set(s.id, s)
-    this.#expect(s, expectedRows)
+    s.expectedRows = expectedRows
     return s
   }
 
   /** A sequence with the same rows. Nothing is copied until one of the two writes into a page that both hold. */
   fork(from: KvSequence, expectedRows: number): KvSequence {
     this.#checkAlive(from)
-    // The last, partly filled page is copied by who writes first. Ragged tables need no room kept together.
-    const shared = Math.floor(from.columns[0]!.end / PAGE_CELLS) * PAGE_CELLS
-    const s = this.create(from.layout === 'uniform' ? Math.max(0, expectedRows - shared) : 0, from.arena)
+    // Ragged tables need no room kept together.
+    const s = this.create(from.layout === 'uniform' ? expectedRows : 0, from.arena)
     s.layout = from.layout
     s.columns = from.columns.map((c) => c.clone())
     for (const [c, column] of s.columns.entries()) {
@@ -155,6 +159,7 @@ export class KvStore implements Disposable {
   #makeWritable(s: KvSequence, columns: readonly number[], rows: number): void {
     if (rows === 0) return
     const undo: (() => void)[] = []
+    const { extent } = s
     try {
       for (const i of columns) {
         const column = s.columns[i]!
@@ -163,6 +168,7 @@ export class KvStore implements Disposable {
           const old = column.blocks[index]
           if (this.#isWritable(s, i, old)) continue
           if (!old) {
+            this.#openExtent(s, column.blocks[index - 1])
             column.addBlock(this.#take(s, i, s.arena, index - 1))
             undo.push(() => this.#release(s, i, column.popBlock()))
           } else this.#replace(s, i, index, s.arena, index * PAGE_CELLS < column.end, undo)
@@ -170,6 +176,8 @@ export class KvStore implements Disposable {
       }
     } catch (error) {
       for (const back of undo.reverse()) back()
+      this.#closeExtent(s)
+      s.extent = extent && this.pools[s.extentArena]!.claimExtent(extent)
       throw error
     }
   }
@@ -458,8 +466,15 @@ export class KvStore implements Disposable {
     else this.pools[b.arena]!.releaseBlock(b.page, column)
   }
 
-  #expect(s: KvSequence, rows: number): void {
-    if (rows > 0) s.extent = this.pools[s.extentArena]!.openExtent(Math.ceil(rows / PAGE_CELLS))
+  /** Claims room to grow, behind block `after` if it can be; again when what was claimed is used up. */
+  #openExtent(s: KvSequence, after: BlockRef | undefined): void {
+    if (s.layout !== 'uniform' || s.arena !== s.extentArena) return
+    const pool = this.pools[s.extentArena]!
+    if (s.extent && pool.hasFree(s.extent)) return
+    this.#closeExtent(s)
+    const missing = Math.ceil(s.expectedRows / PAGE_CELLS) - s.columns[0]!.blocks.length
+    if (s.expectedRows > 0)
+      s.extent = pool.openExtent(Math.max(missing, LEAST_EXTENT), after?.arena === s.arena ? after.page : null)
   }
 
   #closeExtent(s: KvSequence): void {

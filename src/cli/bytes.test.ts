@@ -23,7 +23,7 @@ describe('sizes', () => {
 
   it('are refused when they are not sizes', () => {
     for (const text of ['', ' ', '-1', 'GiB', '2X', '2GiBs', '1e9', '0x10', '1,5GB', '2G 1M', '99999999T', 'NaN'])
-      assert.throws(() => parseBytes(text), { name: 'Error', code: 'commander.invalidArgument' }, text)
+      assert.throws(() => parseBytes(text), { name: 'InvalidArgumentError', code: 'commander.invalidArgument' }, text)
   })
 
   it('can be typed back', () => {

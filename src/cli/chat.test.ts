@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
-import { hasTerminal, kvasir, Running } from './process.fixture.ts'
+import { gone, hasTerminal, knowsChildren, kvasir, Running } from './process.fixture.ts'
 
 const FACT = 'The secret code for Anna is 4711.'
 const QUESTION = 'What is the secret code for Anna?'
@@ -75,8 +75,10 @@ describe('kvasir chat without a terminal', () => {
     await running.until((r) => r.stderr.includes('KV cache'))
     running.child.kill('SIGINT')
     await running.until((r) => r.stderr.includes('(Ctrl-C again'))
+    const children = knowsChildren ? running.children() : []
     running.child.kill('SIGINT')
     assert.equal((await running.end()).code, 0)
+    await gone(children)
   })
 })
 

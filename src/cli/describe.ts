@@ -105,6 +105,12 @@ export async function describe(path: string, deviceName?: string): Promise<Descr
   }
 }
 
+/** The one that an engine takes. @throws KvasirError INVALID_ARGUMENT */
+export function engineDevice(name?: string | null): Device {
+  if (name) return deviceNamed(name)
+  return devices().find((d) => d.kind === 'gpu' || d.kind === 'igpu') ?? deviceNamed('CPU')
+}
+
 type Runnable = { config: ModelConfig; device: Device; placed: PlacedWeight[] }
 
 /** What `Model.load` does before it allocates. */
@@ -118,7 +124,7 @@ async function tryToPlace(file: GgufFile, deviceName?: string): Promise<Runnable
     return { reason: reasonOf(error, file) }
   }
   await loadNative()
-  const device = deviceName ? deviceNamed(deviceName) : (devices().find((d) => d.kind === 'gpu') ?? deviceNamed('CPU'))
+  const device = engineDevice(deviceName)
   try {
     return { config, device, placed: placeWeights(file, architecture, config, device, canMap) }
   } catch (error) {

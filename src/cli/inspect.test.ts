@@ -66,4 +66,38 @@ describe('kvasir inspect', () => {
     const text = await kvasir(['inspect', path])
     assert.match(text.stdout, /supported +no: architecture "lama"/)
   })
+
+  it('--fit: says what fits, by its exit code too', async () => {
+    const good = await kvasir([
+      'inspect',
+      '--fit',
+      '-c',
+      '2048',
+      '--kv-memory',
+      '16MiB',
+      '--max-sequences',
+      '4',
+      '--json',
+    ])
+    assert.equal(good.code, 0, good.stderr)
+    const f = json(good)
+    assert.equal(f.fits, true)
+    assert.equal(f.problem, null)
+    assert.equal(f.context, 2048)
+    assert.equal(f.needed_bytes, f.weights_bytes + f.kv_bytes + f.scratch_bytes)
+    assert.deepEqual(
+      f.capacity.map((c: { sequences: number }) => c.sequences),
+      [1, 2, 4],
+    )
+    // Flags that mean nothing without it stand for it.
+    const bad = await kvasir(['inspect', 'house', '-c', '16000000'])
+    assert.equal(bad.code, 1)
+    assert.equal(bad.stderr, '')
+    assert.match(bad.stdout, /\ndoes not fit: needs [^\n]* are free\. /)
+    const both = await kvasir(['inspect', '--fit', '--tensors'])
+    assert.equal(both.code, 2)
+    const wrong = await kvasir(['inspect', '/no/such.gguf', '--fit', '--json'])
+    assert.equal(wrong.code, 1)
+    assert.equal(json(wrong).error.code, 'MODEL_NOT_FOUND')
+  })
 })

@@ -1,34 +1,56 @@
 /** `kvasir inspect`: what a model file is, where its weights would lie, what it would need. Reads only the header. */
 import { type Command, Option } from 'commander'
 import { showBytes } from '../contract/errors.ts'
+import { completeOptions } from '../engine/options.ts'
 import { freeHostBytes } from '../model/memory.ts'
 import { type Description, describe, SHOWN_TYPES } from './describe.ts'
+import { EXIT } from './failure.ts'
+import { fit } from './fit.ts'
 import { modelFile } from './model.ts'
-import { addOptions, jsonOption } from './options.ts'
+import {
+  addOptions,
+  type EngineFlags,
+  hostCacheOption,
+  jsonOption,
+  maxSequencesOption,
+  memoryOptions,
+  toEngineOptions,
+} from './options.ts'
+import { showFit } from './show-fit.ts'
 import { type Column, Table } from './table.ts'
 
-interface Flags {
+interface Flags extends EngineFlags {
   readonly json?: true
   readonly tensors?: true
-  readonly device?: string
+  readonly fit?: true
 }
 
 export const inspectOptions = (): Option[] => [
   jsonOption('print one JSON object'),
-  new Option('--tensors', 'list the tensors, too'),
+  new Option('--tensors', 'list the tensors, too').conflicts('fit'),
   new Option('--device <name>', 'where the weights would go (default: as for run)'),
+  new Option('--fit', 'say instead whether it fits into memory, and what would; exit code 1 when it does not'),
+  // They would mean nothing without it.
+  ...[...memoryOptions(), maxSequencesOption(), hostCacheOption()].map((option) => option.implies({ fit: true })),
 ]
 
 export function addInspect(program: Command): void {
   const command = program
     .command('inspect')
-    .description('say what a model file is, whether it runs here, and what it would need')
+    .description('say what a model file is, whether it runs and fits here, and what it would need')
     .argument('[model]', 'a GGUF file, hf:OWNER/REPO[:FILE], or house', 'house')
     .action(run)
   addOptions(command, inspectOptions())
 }
 
-async function run(model: string, { json, tensors, device }: Flags): Promise<void> {
+async function run(model: string, flags: Flags): Promise<void> {
+  const { json, tensors, device } = flags
+  if (flags.fit) {
+    const result = await fit(await modelFile(model), completeOptions(toEngineOptions(flags)))
+    process.stdout.write(json ? `${JSON.stringify(result)}\n` : showFit(result))
+    if (!result.fits) process.exitCode = EXIT.failed
+    return
+  }
   const description = await describe(await modelFile(model), device)
   const { tensor_list, ...rest } = description
   if (json) process.stdout.write(`${JSON.stringify(tensors ? description : rest)}\n`)

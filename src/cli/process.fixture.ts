@@ -1,6 +1,7 @@
 /** Drives the real program as a child process. */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
+import { existsSync, readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
@@ -63,6 +64,11 @@ export class Running {
     }
   }
 
+  /** Ids of the processes that it has started; Linux only. */
+  children(): number[] {
+    return childrenOf(this.child.pid!)
+  }
+
   write(text: string): void {
     this.child.stdin!.write(text)
   }
@@ -71,6 +77,31 @@ export class Running {
     const [code, signal] = (await this.#exit) as [number | null, string | null]
     const { stdout, stderr } = this
     return { stdout, stderr, code: code ?? (signal === 'SIGINT' ? 130 : signal === 'SIGTERM' ? 143 : 137) }
+  }
+}
+
+export const knowsChildren = existsSync('/proc/self/task')
+
+/** With their children. */
+function childrenOf(pid: number): number[] {
+  const direct = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').split(' ').filter(Boolean).map(Number)
+  return direct.flatMap((child) => [child, ...childrenOf(child)])
+}
+
+/** Waits until none of these processes is there. */
+export async function gone(pids: readonly number[]): Promise<void> {
+  const deadline = Date.now() + PATIENCE_MS
+  // A zombie is gone too: in a container nobody may collect it.
+  const there = (pid: number) => {
+    try {
+      return !/^\d+ \(.*\) [ZX]/.test(readFileSync(`/proc/${pid}/stat`, 'utf8'))
+    } catch {
+      return false
+    }
+  }
+  while (pids.some(there)) {
+    if (Date.now() > deadline) throw new Error(`processes ${pids.filter(there)} are still there`)
+    await sleep(10)
   }
 }
 

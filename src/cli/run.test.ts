@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
-import { json, kvasir, Running } from './process.fixture.ts'
+import { gone, json, knowsChildren, kvasir, Running } from './process.fixture.ts'
 
 const HOUSE = new URL('../../models/house-5m/house-5m-q8_0.gguf', import.meta.url)
 const FACT = 'The secret code for Anna is 4711.'
@@ -111,12 +111,52 @@ describe('kvasir run', () => {
   })
 })
 
+describe('kvasir run: what stays behind', () => {
+  const endless = () => ['--grammar', file('long.gbnf', `root ::= l l l l l l l l\nl ::= [a-z ]{1900}\n`)]
+  const skip = knowsChildren ? false : 'no /proc here'
+
+  for (const signal of ['SIGINT', 'SIGKILL'] as const)
+    it(`is no process, after ${signal}`, { skip }, async () => {
+      const running = new Running(['run', '-p', 'x', ...GREEDY, ...endless()])
+      await running.until((r) => r.stdout.length > 0)
+      const children = running.children()
+      assert.ok(children.length > 0)
+      running.child.kill(signal)
+      await running.end()
+      await gone(children)
+    })
+
+  it('is no process, after Ctrl-C while the model is loaded', { skip }, async () => {
+    const running = new Running(['run', '-p', 'x', ...GREEDY, ...endless()])
+    await running.until((r) => r.children().length > 0)
+    const children = running.children()
+    running.child.kill('SIGINT')
+    assert.equal((await running.end()).code, 130)
+    await gone(children)
+  })
+
+  it('is what --disk-cache keeps', async () => {
+    const cache = join(folder, 'disk-cache')
+    const again = ['--disk-cache', cache, '--disk-cache-bytes', '64MiB', '--kv-memory', '32MiB', '--json']
+    const args = ['run', '-p', `${FACT} ${QUESTION} `.repeat(6), ...GREEDY, ...again]
+    const [first, second] = [json(await kvasir(args)), json(await kvasir(args))]
+    assert.equal(first.timings.cached_tokens, 0)
+    assert.ok(second.timings.cached_tokens >= 64, `${second.timings.cached_tokens} tokens were found`)
+    assert.equal(second.text, first.text)
+  })
+})
+
 describe('errors', () => {
   const usage: [string[], RegExp][] = [
     [['run'], /nothing to answer: give a prompt with -p TEXT or -f FILE/],
     [['run', '-p', 'x', '--temprature', '1'], /unknown option '--temprature'\n\(Did you mean --temperature\?\)/],
     [['run', '-p', 'x', '--top-k', 'many'], /must be a number/],
-    [['run', '-p', 'x', '--cache-type-k', 'q9'], /Allowed choices are/],
+    [['run', '-p', 'x', '--cache-type-k', 'q9'], /Allowed choices are .*q5_1.*iq4_nl/],
+    [
+      ['run', '-p', 'x', '--kv-memory', '2X'],
+      /--kv-memory <size>' argument '2X' is invalid\. It must be a size such as/,
+    ],
+    [['run', '-p', 'x', '--scheduler', 'fcfs'], /unknown option '--scheduler'/],
     [['rum'], /unknown command 'rum'/],
   ]
   for (const [args, says] of usage)
@@ -165,5 +205,8 @@ describe('errors', () => {
     const tooLong = await kvasir(['run', '-p', 'word '.repeat(300), '-c', '256', '-t', '1'])
     assert.equal(tooLong.code, 1)
     assert.match(tooLong.stderr, /^error: CONTEXT_OVERFLOW: /)
+    const little = await kvasir(['run', '-p', 'x', '--kv-memory', '100k', '-t', '1'])
+    assert.equal(little.code, 1)
+    assert.match(little.stderr, /^error: KV_BUDGET: kvMemory of 100 KiB does not hold /)
   })
 })

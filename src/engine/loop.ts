@@ -22,6 +22,8 @@ import { Branch, stoppedByCaller, type Task } from './branch.ts'
 import type { EventLog } from './events.ts'
 import { Rates } from './rates.ts'
 
+/** Pages that are evicted beyond what is needed now. */
+const EVICT_AHEAD = 16
 /** Quick steps run on the calling thread; at least this often, in milliseconds, the event loop gets its turn. */
 const YIELD_MS = 10
 /** Rows that a new sequence is expected to grow by when its request sets no bound. */
@@ -325,7 +327,7 @@ export class EngineLoop {
     const { task } = branch
     if (this.#load(branch)) return true
     const cached = this.#cachedRows(branch)
-    const expected = task.prompt.length + Math.min(task.maxTokens, EXPECTED_ANSWER) - cached
+    const expected = task.prompt.length + Math.min(task.maxTokens, EXPECTED_ANSWER)
     const sequence = this.#store.create(expected)
     this.#prefixes.adopt(sequence, branch.hashes, cached / PAGE_CELLS)
     try {
@@ -354,7 +356,8 @@ export class EngineLoop {
   /** Takes pages for `rows` more rows; evicts stored prefixes for them. @throws KvasirError KV_BUDGET */
   #reserve(sequence: NonNullable<Branch['sequence']>, rows: number): void {
     const missing = this.#store.pagesNeeded(sequence, rows) - this.#store.pools[sequence.arena]!.freePages
-    if (missing > 0) this.totals.evictedPages += this.#prefixes.evict(missing)
+    // Some more than needed: what grows next to each other is read at once.
+    if (missing > 0) this.totals.evictedPages += this.#prefixes.evict(missing + EVICT_AHEAD)
     this.#store.reserve(sequence, rows)
   }
 
