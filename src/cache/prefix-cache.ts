@@ -30,6 +30,8 @@ export interface PrefixCacheOptions {
   readonly emit: (event: EngineEvent) => void
 }
 
+/** Stored blocks in more pieces than this are moved together; as many views are read one by one (`executor/place.ts`). */
+const MOST_PIECES = 4
 /** Rate of a tier of which nothing was read yet, bytes per second. */
 const ASSUMED_RATE = 200 * 2 ** 20
 /** Pages that are read for the disk in one go, before others get their turn. */
@@ -122,11 +124,29 @@ export class PrefixCache {
     const nodes = this.#index.longest(hashes.slice(0, blocks))
     if (nodes.length < blocks)
       throw new KvasirError('INVALID_ARGUMENT', `${blocks} stored blocks were asked for, and there are ${nodes.length}`)
+    this.#moveTogether(nodes)
     const places = nodes.map((n) => n.place)
     for (const place of places) this.#store.holdPage(place)
     this.#store.adopt(sequence, places, 0)
     this.#pin(sequence, nodes.at(-1)!)
     for (const tier of this.#tiers) tier.touch(hashes.slice(0, blocks))
+  }
+
+  /**
+   * Copies stored blocks that lie in many pieces to pages that follow each other: a sequence in pieces is gathered in every
+   * step, which costs more after a few of them. Not when somebody else uses them, or there is no room.
+   */
+  #moveTogether(nodes: readonly Node[]): void {
+    const pieces = nodes.filter((n, i) => i === 0 || n.place.page !== nodes[i - 1]!.place.page + 1)
+    if (pieces.length <= MOST_PIECES || nodes.some((n) => this.#store.isPageShared(n.place))) return
+    const run = this.#store.takeRun(0, nodes.length)
+    if (!run) return
+    const arena = this.#store.arenas[0]!
+    for (const [i, node] of nodes.entries()) {
+      arena.copyPage(node.place.page, run[i]!.page)
+      this.#store.releasePage(node.place)
+      node.place = run[i]!
+    }
   }
 
   /** A forked sequence uses the same blocks. */

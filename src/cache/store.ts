@@ -320,6 +320,21 @@ export class KvStore implements Disposable {
     return page === null ? null : { arena, page }
   }
 
+  /** Takes so many free pages that follow each other, where nobody claims any. Null: there are none. */
+  takeRun(arena: number, pages: number): BlockRef[] | null {
+    this.#checkArena(arena)
+    const pool = this.pools[arena]!
+    const extent = pool.openExtent(pages)
+    if (!extent) return null
+    pool.closeExtent(extent)
+    if (extent.to - extent.from < pages) return null
+    return Array.from({ length: pages }, (_, i) => {
+      const page = (extent.from + i) as PageId
+      pool.holdPage(page)
+      return { arena, page }
+    })
+  }
+
   holdPage(b: BlockRef): void {
     this.pools[b.arena]!.holdPage(b.page)
   }
