@@ -329,7 +329,10 @@ export class PrefixCache {
           left = PAGES_PER_TURN
         }
         if (this.#closed || !node.stored) break
-        this.#put(disk, node)
+        if (this.#put(disk, node)) continue
+        // More than may wait for the disk: there is time.
+        await disk.flush()
+        if (!node.stored || !this.#put(disk, node)) break
       }
     }
   }

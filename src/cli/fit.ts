@@ -4,7 +4,7 @@
  */
 import { arenaBytes, CACHE_TYPES, type CacheType, PAGE_CELLS, pageBytes, pagesFor } from '../cache/arena.ts'
 import { KvasirError } from '../contract/errors.ts'
-import { type CompleteOptions, DEFAULT_CONTEXT } from '../engine/options.ts'
+import { type CompleteOptions, DEFAULT_CONTEXT, DEFAULT_CONTEXTS, DEFAULT_SHARE } from '../engine/options.ts'
 import { scratchBytes } from '../executor/run.ts'
 import { storeShape } from '../executor/store-shape.ts'
 import type { Device } from '../ggml/device.ts'
@@ -129,10 +129,6 @@ export function judge(place: Place, o: FitOptions): Judgement {
   const list: Mend[] = single.length === 0 && most_context > 0 ? [{ kind: 'flags', flags: both }] : single
   return { fits: false, ...plan, capacity: room, mends: list }
 }
-
-/** Of `planStore` in the engine: contexts that `kvMemory` pays for by default, and the most of the free memory for that. */
-const DEFAULT_CONTEXTS = 4
-const DEFAULT_SHARE = 1 / 8
 
 /** @throws KvasirError INVALID_ARGUMENT for cache types that do not fit the heads */
 function planFor({ config, device, weightsBytes, freeBytes }: Place, o: FitOptions): Plan {

@@ -27,7 +27,15 @@ import type { CacheSnapshot, EngineApi, EngineInfo, EngineStatus } from './api.t
 import type { Task } from './branch.ts'
 import { EventLog } from './events.ts'
 import { EngineLoop } from './loop.ts'
-import { type CompleteOptions, completeOptions, DEFAULT_CONTEXT, type EngineOptions, modelPath } from './options.ts'
+import {
+  type CompleteOptions,
+  completeOptions,
+  DEFAULT_CONTEXT,
+  DEFAULT_CONTEXTS,
+  DEFAULT_SHARE,
+  type EngineOptions,
+  modelPath,
+} from './options.ts'
 import { PartQueue } from './parts.ts'
 import { checkRequest, type GeneratePart, type GenerateRequest } from './request.ts'
 
@@ -151,13 +159,16 @@ export class LocalEngine implements EngineApi, Disposable {
     const prompt = this.encodePrompt(request)
     const { contextLength } = this.info
     const room = contextLength - prompt.length
-    if (room < 1)
+    if (room < 1) {
+      const bound =
+        contextLength === this.store.arenas[0]!.cells ? 'kvMemory (--kv-memory)' : 'contextLength (--context)'
       throw new KvasirError(
         'CONTEXT_OVERFLOW',
         `the prompt has ${prompt.length} tokens, and the context holds ${contextLength}, at least one of them for the ` +
-          'answer. Shorten the prompt, or load the model with a larger contextLength (--context)',
+          `answer. Shorten the prompt, or load the model with a larger ${bound}`,
         { promptTokens: prompt.length, contextLength },
       )
+    }
     const now = performance.now()
     checkSampling(request.sampling ?? {}, this.model.tokenizer.vocabSize)
     new StopMatcher(typeof request.stop === 'string' ? [request.stop] : (request.stop ?? []))
@@ -300,10 +311,6 @@ export class LocalEngine implements EngineApi, Disposable {
   }
 }
 
-/** Default of `kvMemory`, in contexts, and the share of the free memory that it may take. */
-const DEFAULT_CONTEXTS = 4
-const DEFAULT_SHARE = 1 / 8
-
 /** The store that `kvMemory` pays for. @throws KvasirError KV_BUDGET when that is less than one page's worth */
 function planStore(config: ModelConfig, o: CompleteOptions, contextLength: number, device: Device): StoreShape {
   const shapeOf = (cells: number) => storeShape(config, { ...o, cells }, device)
@@ -311,7 +318,9 @@ function planStore(config: ModelConfig, o: CompleteOptions, contextLength: numbe
   const step = shapeOf(1).arenas[0]!.pages
   const context = arenaBytes({ ...shapeOf(contextLength), ...shapeOf(contextLength).arenas[0]! })
   const free = device.kind === 'cpu' ? freeHostBytes() : device.memory().free
-  const budget = o.kvMemory ?? Math.max(context, Math.min(DEFAULT_CONTEXTS * context, free * DEFAULT_SHARE))
+  // More than an arena's indices reach is no default.
+  const most = Math.floor((2 ** 31 - 1) / (config.headDim * config.kvHeads * PAGE_CELLS)) * perPage
+  const budget = o.kvMemory ?? Math.max(context, Math.min(DEFAULT_CONTEXTS * context, free * DEFAULT_SHARE, most))
   const pages = Math.floor((budget - o.hostCacheBytes) / perPage / step) * step
   if (pages < step)
     throw new KvasirError(

@@ -539,9 +539,11 @@ export class EngineLoop {
 
   #next(branch: Branch, logits: Float32Array): void {
     const { task } = branch
+    const first = task.firstTokenMs === 0
+    // Before the token is chosen: an answer of one token ends with it, and tells its timings.
+    if (first) task.firstTokenMs = performance.now()
     const reason = branch.next(logits)
-    if (task.firstTokenMs === 0) {
-      task.firstTokenMs = performance.now()
+    if (first) {
       const ttftMs = task.firstTokenMs - task.arrivedMs
       this.#events.add({ kind: 'request-first-token', request: branch.id, ttftMs })
     }

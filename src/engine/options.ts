@@ -67,6 +67,9 @@ export interface CompleteOptions {
 }
 
 export const DEFAULT_CONTEXT = 8192
+/** Default of `kvMemory`, in contexts, and the most of the free memory that it takes then. */
+export const DEFAULT_CONTEXTS = 4
+export const DEFAULT_SHARE = 1 / 8
 const DEFAULT_DISK_BYTES = 8 * 2 ** 30
 
 const KNOWN = [

@@ -58,7 +58,7 @@ export class Child {
     const { stderr } = child
     stderr!.setEncoding('utf8').on('data', (text: string) => {
       this.#stderr = (this.#stderr + text).slice(-STDERR_KEPT)
-      if (process.env['KVASIR_DEBUG']) process.stderr.write(text)
+      if (process.env['KVASIR_DEBUG'] || process.env['KVASIR_NATIVE_LOG']) process.stderr.write(text)
     })
     child.on('message', (message) => listener.message(message as WorkerMessage))
     this.gone = new Promise((resolve) => {

@@ -53,7 +53,7 @@ const SUPERVISION: Supervision = {
   maxDelayMs: 10_000,
   failedStarts: 5,
   waitMs: 60_000,
-  graceMs: 5000,
+  graceMs: 20_000,
   soundMs: 10_000,
 }
 
