@@ -11,7 +11,7 @@
  * A graph has several layers with caches of their own, so that none is still in a core's cache from the run before. Ways take
  * turns, and all of them that read all rows must give the same result.
  */
-import { Arena, type ArenaShape, PAGE_CELLS, pagesFor } from '../src/cache/arena.ts'
+import { Arena, type ArenaShape, CELL_PADDING, PAGE_CELLS, pagesFor } from '../src/cache/arena.ts'
 import { KvasirError } from '../src/contract/errors.ts'
 import { flash } from '../src/executor/lower/flash.ts'
 import { grouped } from '../src/executor/lower/grouped.ts'
@@ -46,6 +46,8 @@ export interface AttentionRow {
   readonly how: Reading
   /** Of one layer. Median. */
   readonly ms: number
+  /** The same in processor time of all threads. With one thread it is what `ms` would be on an idle machine; more wait spinning. */
+  readonly cpu_ms: number
   /** Median over rounds of the fused op's time over this one's: above 1, this is faster. */
   readonly ratio_to_flash: number
 }
@@ -56,7 +58,7 @@ export interface AttentionOptions {
   readonly rows?: readonly number[]
   /** Default 1 and 2. */
   readonly threads?: readonly number[]
-  /** Default 7. */
+  /** Default 5. */
   readonly rounds?: number
   readonly onRow?: (row: AttentionRow) => void
 }
@@ -74,15 +76,19 @@ const MOST_LAYERS = 64
 const WORKING_SET = 32 * 2 ** 20
 /** A sample is as many runs as take this long together, in milliseconds. */
 const SAMPLE_MS = 20
-/** Error over the root mean square of the result. The fused op sums f16 values in f16; the others were off by 1e-3. */
-const TOLERANCE = 0.1
+/** Largest error over the root mean square of the result; it was 1e-3. */
+const TOLERANCE = 1e-2
+/** The fused op sums f16 values in f16: off by 0.12 after 16384 rows. */
+const FLASH_TOLERANCE = 0.5
 /** Numbers that are random on their own; caches repeat them, to be filled in no time. */
 const DISTINCT = 2 ** 20 - 3
 
 export async function attention(options: AttentionOptions = {}): Promise<AttentionRow[]> {
   await loadNative()
   const out: AttentionRow[] = []
-  const { threads = [1, 2], rounds = 7 } = options
+  for (const n of options.rows ?? [])
+    if (n % CELL_PADDING) throw new KvasirError('INVALID_ARGUMENT', `${n} cached rows; it must be a multiple of 256`)
+  const { threads = [1, 2], rounds = 5 } = options
   using backend = new Backend(cpuDevice(), Math.max(...threads))
   const numbers = randomNumbers()
   for (const shape of options.shapes ?? ATTENTION_SHAPES)
@@ -105,26 +111,25 @@ function race(
   const { heads, kvHeads, headDim } = shape
   using caches = new Caches(backend, shape, n, numbers)
   using all = new Disposables(READINGS.map((how) => new Reader(backend, caches, shape, how)))
-  const samples = threads.flatMap((t) => all.list.map((reader) => ({ reader, threads: t, ms: [] as number[] })))
+  const samples = threads.flatMap((t) => all.list.map((reader) => ({ reader, threads: t, taken: [] as Taken[] })))
   // The first round does not count: page faults, and how many runs make a sample.
   const runs = new Map(samples.map((s) => [s, 1]))
   for (let round = 0; round <= rounds; round++)
     for (const s of round % 2 ? samples : samples.toReversed()) {
       backend.useThreads(s.threads)
-      const ms = s.reader.time(runs.get(s)!)
-      if (round) s.ms.push(ms)
-      else {
-        const again = s.reader.time(1)
-        runs.set(s, Math.max(1, Math.round(SAMPLE_MS / again / caches.layers)))
-      }
+      const taken = s.reader.time(runs.get(s)!)
+      if (round) s.taken.push(taken)
+      else runs.set(s, Math.max(1, Math.round(SAMPLE_MS / s.reader.time(1).ms / caches.layers)))
     }
-  all.list[0]!.checkAgainst(all.list.slice(1).filter((r) => r.how !== 'gather-half'))
+  const reference = all.list.find((r) => r.how === 'grouped')!
+  reference.checkAgainst(all.list.filter((r) => r.how !== 'gather-half'))
   return samples.map((s) => {
     const base = samples.find((b) => b.threads === s.threads && b.reader.how === 'flash')!
     return {
       ...{ heads, kv_heads: kvHeads, head_dim: headDim, rows: n, threads: s.threads, how: s.reader.how },
-      ms: median(s.ms),
-      ratio_to_flash: median(s.ms.map((ms, i) => base.ms[i]! / ms)),
+      ms: median(s.taken.map((t) => t.ms)),
+      cpu_ms: median(s.taken.map((t) => t.cpuMs)),
+      ratio_to_flash: median(s.taken.map((t, i) => base.taken[i]!.ms / t.ms)),
     }
   })
 }
@@ -146,8 +151,6 @@ class Caches implements Disposable {
     this.rowMajor = new Arena(shape, cpuDevice())
     this.transposed = new Arena({ ...shape, valuesTransposed: true }, cpuDevice())
     this.cells = n
-    if (this.rowMajor.cells !== n)
-      throw new KvasirError('INVALID_ARGUMENT', `${n} cached rows; it must be a multiple of 256`)
     for (let layer = 0; layer < this.layers; layer++) {
       fill(this.rowMajor.keys(layer), numbers, 2 * layer)
       fill(this.rowMajor.values(layer), numbers, 2 * layer + 1)
@@ -190,6 +193,11 @@ function turn(backend: Backend, from: Tensor, into: Tensor): void {
   graph.expand(ops.copy(c, ops.transpose(c, from), into))
   runner.allocate(graph)
   runner.run(graph)
+}
+
+interface Taken {
+  readonly ms: number
+  readonly cpuMs: number
 }
 
 /** The graph of one way to read, over all layers. */
@@ -273,17 +281,21 @@ class Reader implements Disposable {
     }
   }
 
-  /** Milliseconds of a layer, on average of some runs. */
-  time(runs: number): number {
+  /** A layer's, on average of some runs. */
+  time(runs: number): Taken {
     let ms = 0
+    let cpuMs = 0
     for (let i = 0; i < runs; i++) {
       // Each time: intermediate tensors take the place of inputs that are not needed any more.
       for (const [tensor, data] of this.#inputs) tensor.set(data)
+      const cpu = process.cpuUsage()
       const start = performance.now()
       this.#runner.run(this.#graph)
       ms += performance.now() - start
+      const { user, system } = process.cpuUsage(cpu)
+      cpuMs += (user + system) / 1000
     }
-    return ms / runs / this.layers
+    return { ms: ms / runs / this.layers, cpuMs: cpuMs / runs / this.layers }
   }
 
   /** @throws KvasirError NATIVE_FAILED when others do not give the same for the last layer */
@@ -292,8 +304,9 @@ class Reader implements Disposable {
     const norm = Math.sqrt(own.reduce((sum, x) => sum + x * x, 0) / own.length)
     for (const other of others) {
       const worst = other.#last.floats().reduce((most, x, i) => Math.max(most, Math.abs(x - own[i]!)), 0)
+      const tolerance = other.how === 'flash' ? FLASH_TOLERANCE : TOLERANCE
       // Written so that NaN fails.
-      if (!(worst <= TOLERANCE * norm))
+      if (!(worst <= tolerance * norm))
         throw new KvasirError('NATIVE_FAILED', `${other.how} is off from ${this.how} by ${worst / norm}`)
     }
   }

@@ -45,6 +45,8 @@ export interface PackingRow {
   readonly ttft_p50_ms: number
   /** Median over rounds of the padded baseline's prefill time over this one's. */
   readonly wall_ratio: number
+  /** The same in processor time. With one thread it is what wall_ratio would be on an idle machine; more wait spinning. */
+  readonly cpu_ratio: number
   /** Prompts whose first greedy token is not the padded baseline's, near ties left out. */
   readonly tokens_differ: number
   /** Prompts whose first token is another one, and both were about as likely. */
@@ -90,14 +92,20 @@ const MOST_PROMPTS = 256
 const BATCH = 8
 /** Answers that a sequence is given room for (loop.ts): of the padded baseline, so that padding lies behind its prompt. */
 const ROOM = 1024
-/** Two tokens whose log probabilities are so close are a tie: steps of other sizes round otherwise. */
-const NEAR_TIE = 0.05
+/**
+ * Two tokens whose log probabilities are so close are a tie. Where a prompt is cut decides how it is rounded: that moved them
+ * by 0.05 on the house model, as much as a third of what f32 caches do.
+ */
+const NEAR_TIE = 0.15
 
 export async function packing(options: PackingOptions = {}): Promise<PackingRow[]> {
   const counts = options.prompts ?? [16, 32]
   const most = Math.max(...counts)
   if (most > MOST_PROMPTS)
-    throw new KvasirError('INVALID_ARGUMENT', `${most} prompts; an engine runs at most ${MOST_PROMPTS} sequences at once`)
+    throw new KvasirError(
+      'INVALID_ARGUMENT',
+      `${most} prompts; an engine runs at most ${MOST_PROMPTS} sequences at once`,
+    )
   const path = await modelFile(options)
   const lists = counts.flatMap((n) => {
     const mixed = logNormal(n)
@@ -134,7 +142,12 @@ function logNormal(n: number): number[] {
   })
 }
 
-async function race(engines: Engines, lengths: Lengths, list: readonly number[], rounds: number): Promise<PackingRow[]> {
+async function race(
+  engines: Engines,
+  lengths: Lengths,
+  list: readonly number[],
+  rounds: number,
+): Promise<PackingRow[]> {
   const random = new Random(list.length + 1)
   const { vocab } = engines
   // Nothing is shared: no two prompts begin alike.
@@ -158,6 +171,7 @@ async function race(engines: Engines, lengths: Lengths, list: readonly number[],
       prefill_ms: median(own.map((r) => r.prefillMs)),
       ttft_p50_ms: median(own.map((r) => median(r.first.map((f) => f.ms)))),
       wall_ratio: median(own.map((r, i) => padded[i]!.prefillMs / r.prefillMs)),
+      cpu_ratio: median(own.map((r, i) => padded[i]!.cpuMs / r.cpuMs)),
       tokens_differ: others.filter((f) => f.lead >= NEAR_TIE).length,
       near_ties: others.filter((f) => f.lead < NEAR_TIE).length,
     }
@@ -194,6 +208,7 @@ interface First {
 interface Run {
   readonly rows: number
   readonly prefillMs: number
+  readonly cpuMs: number
   /** Of each prompt. */
   readonly first: readonly First[]
 }
@@ -235,8 +250,7 @@ class Engines implements AsyncDisposable {
     const engine = this.#engines.get(packing === 'length-ordered' ? 'prepacking-padded' : packing)!
     await engine.clearCache()
     const first: First[] = []
-    let rows = 0
-    let prefillMs = 0
+    let [rows, prefillMs, cpuMs] = [0, 0, 0]
     const lengths = prompts.map((p) => p.length)
     for (const batch of batches(packing, lengths)) {
       const longest = isPadded(packing) ? Math.max(...batch.map((i) => lengths[i]!)) : null
@@ -251,8 +265,9 @@ class Engines implements AsyncDisposable {
       })
       rows += run.rows
       prefillMs += run.prefillMs
+      cpuMs += run.cpuMs
     }
-    return { rows, prefillMs, first }
+    return { rows, prefillMs, cpuMs, first }
   }
 
   /**
@@ -261,22 +276,26 @@ class Engines implements AsyncDisposable {
    */
   async #runBatch(engine: LocalEngine, prompts: readonly (readonly number[])[], longest: number | null): Promise<Run> {
     const wanted = longest === null ? sum(prompts.map((p) => p.length)) : longest * prompts.length
-    const end = new AbortController()
-    let rows = 0
-    let prefillMs = 0
+    const ends = prompts.map(() => new AbortController())
+    let [rows, prefillMs, cpuMs] = [0, 0, 0]
     const stopListening = engine.onEvent((e) => {
       if (e.kind !== 'step-end') return
       rows += e.prefillRows
-      if (e.prefillRows > 0) prefillMs = performance.now() - start
+      if (e.prefillRows > 0) {
+        prefillMs = performance.now() - start
+        const { user, system } = process.cpuUsage(cpu)
+        cpuMs = (user + system) / 1000
+      }
       // Not at once: the tokens of this step are sampled after the event.
-      if (rows >= wanted || e.prefillRows === 0) queueMicrotask(() => end.abort())
+      if (rows >= wanted || e.prefillRows === 0) queueMicrotask(() => ends.map((c) => c.abort()))
     })
+    const cpu = process.cpuUsage()
     const start = performance.now()
-    const one = async (tokens: readonly number[]): Promise<First> => {
+    const one = async (tokens: readonly number[], i: number): Promise<First> => {
       let found: First | null = null
       const sampling = { temperature: 0, logprobs: 2, logitBias: this.#logitBias }
       const maxTokens = longest === null ? 1 : ROOM
-      const signal = longest === null ? {} : { signal: end.signal }
+      const signal = longest === null ? {} : { signal: ends[i]!.signal }
       try {
         for await (const part of engine.generate({ tokens, maxTokens, sampling, ...signal })) {
           if (part.kind !== 'token' || found) continue
@@ -292,7 +311,7 @@ class Engines implements AsyncDisposable {
     try {
       const first = await Promise.all(prompts.map(one))
       if (rows !== wanted) throw new KvasirError('NATIVE_FAILED', `${rows} rows were computed instead of ${wanted}`)
-      return { rows, prefillMs, first }
+      return { rows, prefillMs, cpuMs, first }
     } finally {
       stopListening()
     }

@@ -66,7 +66,8 @@ export const STALL_SHAPES: typeof SPEED_SHAPES = {
 
 const SCHEDULERS = ['fcfs', 'sarathi', 'sarathi-serve'] as const satisfies readonly SchedulerName[]
 const STREAMS = 4
-const STREAM_PROMPT = 512
+/** Of these, 512 are stored before the first round: so all four answers begin in one step, whatever the budget. */
+const STREAM_PROMPT = 513
 /** Tokens of each answer before its gaps count: graphs, thread counts. */
 const SETTLE = 24
 /** Tokens of each answer in the quiet phase. */
@@ -226,7 +227,9 @@ class Probe {
     // There is always memory for one context: one that holds everything at once, so that nothing is preempted.
     const contextLength = promptTokens + STREAMS * (STREAM_PROMPT + answer) + (STREAMS + 4) * 256
     const engine = await LocalEngine.load(path, { contextLength, threads, scheduler, tokenBudget })
-    return new Probe(engine, scheduler, promptTokens, answer)
+    const probe = new Probe(engine, scheduler, promptTokens, answer)
+    for (let i = 0; i < STREAMS; i++) await probe.#ask(probe.#streamPrompt(i))
+    return probe
   }
 
   get row(): StallRow {
@@ -266,9 +269,7 @@ class Probe {
         if (event.kind === 'request-admit') admission = performance.now()
       })
       // Others than in any other round: nothing of it is stored.
-      const tokens = randomTokens(engine, this.#promptTokens, 1000 + round)
-      const sampling = this.#sampling
-      for await (const part of engine.generate({ tokens, maxTokens: 1, sampling })) if (part.kind === 'token') break
+      await this.#ask(randomTokens(engine, this.#promptTokens, 1000 + round))
       const first = performance.now()
       // Gaps that the prompt held open belong to it.
       await until(() => times.every((t) => t.at(-1)! > first))
@@ -287,11 +288,21 @@ class Probe {
     }
   }
 
+  #streamPrompt(index: number): Int32Array {
+    return randomTokens(this.engine, STREAM_PROMPT, 1 + index)
+  }
+
+  /** Until the first token. */
+  async #ask(tokens: Int32Array): Promise<void> {
+    const parts = this.engine.generate({ tokens, maxTokens: 1, sampling: this.#sampling })
+    for await (const part of parts) if (part.kind === 'token') return
+  }
+
   /** Notes when tokens come, until it is stopped; the model may not end by itself. */
   async #stream(index: number, times: number[], signal: AbortSignal): Promise<void> {
-    const { engine } = this
-    const tokens = randomTokens(engine, STREAM_PROMPT, 1 + index)
-    for await (const part of engine.generate({ tokens, maxTokens: this.#answerTokens, sampling: this.#sampling })) {
+    const tokens = this.#streamPrompt(index)
+    const sampling = this.#sampling
+    for await (const part of this.engine.generate({ tokens, maxTokens: this.#answerTokens, sampling })) {
       if (signal.aborted) return
       if (part.kind === 'token') times.push(performance.now())
     }

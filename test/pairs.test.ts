@@ -19,6 +19,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Peer } from '../bench/peer.ts'
 import { PAGE_CELLS } from '../src/cache/arena.ts'
 import { checkStore } from '../src/cache/check.ts'
+import type { BlockRef } from '../src/cache/column.ts'
 import { KvStore } from '../src/cache/store.ts'
 import type { EngineApi } from '../src/engine/api.ts'
 import { LocalEngine } from '../src/engine/local.ts'
@@ -258,6 +259,7 @@ async function runPair(pair: Pair, index: number): Promise<void> {
   let second = await round()
   if (has('host') && engine instanceof LocalEngine) {
     engine.prefixes.evict(1000)
+    scribble(engine.store)
     second = await round()
   }
   await opened.close()
@@ -269,7 +271,18 @@ async function runPair(pair: Pair, index: number): Promise<void> {
   if (has('gather') && !has('restart')) assert.ok(seen.gathers > 0 && seen.views === 0, JSON.stringify(seen))
   if (has('view') && !has('restart')) assert.ok(seen.views > 0, JSON.stringify(seen))
   if (pressed) assert.ok(preemptions > 0, 'nothing was preempted')
-  if (has('swap')) assert.ok(seen.offloadedPages > 0 && seen.loadedPages > 0, JSON.stringify(seen))
+  if (has('swap')) assert.ok(seen.loadedPages > 0, 'nothing came back from a tier')
+}
+
+/** Overwrites all free pages: else a block that is not loaded could still find its rows where they were. */
+function scribble(store: KvStore): void {
+  const rows = new Uint8Array(pageBytes).fill(0x3c)
+  const taken: BlockRef[] = []
+  for (let page = store.takePage(0, null); page; page = store.takePage(0, page.page)) taken.push(page)
+  for (const page of taken) {
+    store.arenas[0]!.writePage(page.page, rows)
+    store.releasePage(page)
+  }
 }
 
 /** Ends the process once what it computed is on the disk; the next request finds another one. */

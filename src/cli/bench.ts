@@ -1,8 +1,13 @@
 /** `kvasir bench`: the programs in `bench/`, loaded only when asked for. */
 import { type Command, Option } from 'commander'
+import type { AttentionRow, HeadShape } from '../../bench/attention.ts'
+import type { BatchRow } from '../../bench/batch.ts'
+import type { CacheRow } from '../../bench/cache.ts'
 import type { ExactnessRow } from '../../bench/exactness.ts'
+import type { PackingRow } from '../../bench/packing.ts'
 import type { ParityRow } from '../../bench/parity.ts'
 import type { SpeedRow } from '../../bench/speed.ts'
+import type { StallRow } from '../../bench/stall.ts'
 import { CACHE_TYPES, type CacheType } from '../cache/arena.ts'
 import { KvasirError, nearest } from '../contract/errors.ts'
 import type { LoweringName } from '../executor/lower/lowering.ts'
@@ -22,6 +27,35 @@ interface Flags {
   readonly queries?: string[]
   readonly lowering?: LoweringName
   readonly threads?: number
+  readonly rounds?: number
+}
+
+interface ServingFlags {
+  readonly json?: true
+  readonly shape?: string
+  readonly type?: string
+  readonly context?: string[]
+  readonly sharedPrefix?: number
+  readonly promptTokens?: number
+  readonly tokenBudget?: number
+  readonly rounds?: number
+  readonly threads?: number
+}
+
+interface BatchFlags extends ServingFlags {
+  readonly sequences?: string[]
+  readonly lowering?: LoweringName
+}
+
+interface PackingFlags extends ServingFlags {
+  readonly prompts?: string[]
+}
+
+interface AttentionFlags {
+  readonly json?: true
+  readonly heads?: string[]
+  readonly rows?: string[]
+  readonly threads?: string[]
   readonly rounds?: number
 }
 
@@ -58,6 +92,55 @@ export const exactnessOptions = (): Option[] => [
   rowsJson(),
 ]
 
+export const cacheOptions = (): Option[] => [
+  new Option('--shape <name>', 'house, or a shape of bench/speed.ts (default: qwen2.5-0.5b)'),
+  new Option('--type <name>', 'quantisation of the weights (default: q8_0)'),
+  list('-c, --context <tokens>', 'prompt lengths (default: 2048,8192,32768)'),
+  new Option('--shared-prefix <tokens>', 'of the prompt that eight chats share (default: 4096)').argParser(toNumber),
+  threadsOption(),
+  rowsJson(),
+]
+
+export const stallOptions = (): Option[] => [
+  new Option('--shape <name>', 'house, or a shape of bench/stall.ts (default: llama-3.2-1b-2layers)'),
+  new Option('--type <name>', 'quantisation of the weights (default: q8_0)'),
+  new Option('--prompt-tokens <n>', 'length of the prompts that come in (default: 8192)').argParser(toNumber),
+  new Option('--token-budget <rows>', 'of sarathi-serve (default: the most that keeps its aim, measured)').argParser(
+    toNumber,
+  ),
+  new Option('--rounds <n>', 'prompts per scheduler (default: 2)').argParser(toNumber),
+  threadsOption(),
+  rowsJson(),
+]
+
+export const batchOptions = (): Option[] => [
+  new Option('--shape <name>', 'house, or a shape of bench/speed.ts (default: qwen2.5-0.5b)'),
+  new Option('--type <name>', 'quantisation of the weights (default: q8_0)'),
+  list('--sequences <counts>', 'sequences that decode together (default: 1,2,4,8,16)'),
+  list('-c, --context <tokens>', 'tokens in the cache of each (default: 1024,4096)'),
+  loweringOption(),
+  new Option('--rounds <n>', 'pairs of runs per figure (default: 5)').argParser(toNumber),
+  threadsOption(),
+  rowsJson(),
+]
+
+export const packingOptions = (): Option[] => [
+  new Option('--shape <name>', 'house, or a shape of bench/packing.ts (default: house)'),
+  new Option('--type <name>', 'quantisation of random weights (default: q8_0)'),
+  list('--prompts <counts>', 'prompts that come at once, at most 256 (default: 16,32)'),
+  new Option('--rounds <n>', 'runs per figure (default: 3)').argParser(toNumber),
+  threadsOption(),
+  rowsJson(),
+]
+
+export const attentionOptions = (): Option[] => [
+  list('--heads <shapes>', 'query heads/KV heads/head size (default: 14/2/64,32/8/64,32/8/128,16/16/64)'),
+  list('--rows <counts>', 'cached rows, multiples of 256 (default: 1024,4096,16384)'),
+  list('-t, --threads <counts>', 'compute threads (default: 1,2)'),
+  new Option('--rounds <n>', 'samples per figure (default: 5)').argParser(toNumber),
+  rowsJson(),
+]
+
 export function addBench(program: Command): void {
   const bench = program.command('bench').description('measure this engine against libllama on the same files')
   const parity = bench.command('parity').description("are the logits libllama's? Prompts, then greedy steps")
@@ -66,6 +149,16 @@ export function addBench(program: Command): void {
   addOptions(speed.action(runSpeed), speedOptions())
   const exactness = bench.command('exactness').description('how far attention is from exact arithmetic, and libllama')
   addOptions(exactness.action(runExactness), exactnessOptions())
+  const cache = bench.command('cache').description('what stored prefixes save: time to first token, and memory')
+  addOptions(cache.action(runCache), cacheOptions())
+  const stall = bench.command('stall').description('gaps of running answers while long prompts come in, by scheduler')
+  addOptions(stall.action(runStall), stallOptions())
+  const batch = bench.command('batch').description('sequences that decode together, taking turns with libllama')
+  addOptions(batch.action(runBatch), batchOptions())
+  const packing = bench.command('packing').description('prompts of mixed length at once: packed, padded, ragged')
+  addOptions(packing.action(runPacking), packingOptions())
+  const attention = bench.command('attention').description('decode attention by how it reads the cache')
+  addOptions(attention.action(runAttention), attentionOptions())
 }
 
 async function runParity({ json, model, type, lowering, threads }: Flags): Promise<void> {
@@ -120,6 +213,132 @@ async function runExactness({ json, keys, queries, cacheTypes, threads }: Flags)
     threads,
   })
   await report(json, table, (onRow) => exactness({ ...options, onRow }))
+}
+
+async function runCache({ json, shape, type, context, sharedPrefix, threads }: ServingFlags): Promise<void> {
+  const { cache } = await import('../../bench/cache.ts')
+  const { SPEED_SHAPES } = await import('../../bench/speed.ts')
+  const table = new Table<CacheRow>([
+    { title: 'case', width: 13, left: true, show: (r) => r.case },
+    { title: 'context', width: 7, show: (r) => String(r.context) },
+    { title: 'cold ms', width: 9, show: (r) => r.cold_ms.toFixed(1) },
+    { title: 'hit ms', width: 9, show: (r) => r.hit_ms.toFixed(1) },
+    { title: 'ratio', width: 6, show: (r) => r.ratio.toFixed(2) },
+    { title: 'kv bytes', width: 10, show: (r) => String(r.kv_bytes) },
+    { title: 'unshared', width: 10, show: (r) => String(r.kv_bytes_unshared) },
+  ])
+  const [name] =
+    known('--shape', shape === undefined ? undefined : [shape], ['house', ...Object.keys(SPEED_SHAPES)]) ?? []
+  const [weights] = types(type === undefined ? undefined : [type]) ?? []
+  const contexts = context?.map((c) => whole('--context', Number(c)))
+  if (sharedPrefix !== undefined) whole('--shared-prefix', sharedPrefix)
+  const options = given({ shape: name, type: weights, contexts, sharedPrefix, threads })
+  await report(json, table, (onRow) => cache({ ...options, onRow, onNote: toStderr }))
+}
+
+async function runStall(flags: ServingFlags): Promise<void> {
+  const { json, shape, type, promptTokens, tokenBudget, rounds, threads } = flags
+  const { STALL_SHAPES, stall } = await import('../../bench/stall.ts')
+  const table = new Table<StallRow>([
+    { title: 'scheduler', width: 13, left: true, show: (r) => r.scheduler },
+    { title: 'gap p50 ms', width: 10, show: (r) => r.itl_p50_ms.toFixed(1) },
+    { title: 'gap p99 ms', width: 10, show: (r) => r.itl_p99_ms.toFixed(1) },
+    { title: 'quiet p99 ms', width: 12, show: (r) => r.quiet_itl_p99_ms.toFixed(1) },
+    { title: 'first token ms', width: 14, show: (r) => r.ttft_p50_ms.toFixed(0) },
+  ])
+  const [name] =
+    known('--shape', shape === undefined ? undefined : [shape], ['house', ...Object.keys(STALL_SHAPES)]) ?? []
+  const [weights] = types(type === undefined ? undefined : [type]) ?? []
+  const numbers = { '--prompt-tokens': promptTokens, '--token-budget': tokenBudget, '--rounds': rounds }
+  for (const [flag, n] of Object.entries(numbers)) if (n !== undefined) whole(flag, n)
+  const options = given({ shape: name, type: weights, promptTokens, tokenBudget, rounds, threads })
+  await report(json, table, (onRow) => stall({ ...options, onRow, onNote: toStderr }))
+}
+
+function toStderr(note: string): void {
+  process.stderr.write(`${note}\n`)
+}
+
+async function runBatch(flags: BatchFlags): Promise<void> {
+  const { json, shape, type, sequences, context, lowering, rounds, threads } = flags
+  const { batch } = await import('../../bench/batch.ts')
+  const { SPEED_SHAPES } = await import('../../bench/speed.ts')
+  const table = new Table<BatchRow>([
+    { title: 'sequences', width: 9, show: (r) => String(r.sequences) },
+    { title: 'context', width: 7, show: (r) => String(r.context) },
+    { title: 'kv_unified', width: 10, left: true, show: (r) => String(r.kv_unified) },
+    { title: 'kvasir tok/s', width: 12, show: (r) => r.ours_tok_s.toFixed(1) },
+    { title: 'libllama tok/s', width: 14, show: (r) => r.peer_tok_s.toFixed(1) },
+    { title: 'ratio', width: 6, show: (r) => r.ratio.toFixed(3) },
+  ])
+  known('--shape', shape === undefined ? undefined : [shape], ['house', ...Object.keys(SPEED_SHAPES)])
+  const options = given({
+    ...{ shape, lowering, rounds, threads },
+    type: types(type === undefined ? undefined : [type])?.[0],
+    sequences: sequences?.map((n) => whole('--sequences', Number(n))),
+    contexts: context?.map((c) => whole('--context', Number(c))),
+  })
+  if (rounds !== undefined) whole('--rounds', rounds)
+  const onNote = (note: string) => void process.stderr.write(`${note}\n`)
+  await report(json, table, (onRow) => batch({ ...options, onRow, onNote }))
+}
+
+async function runPacking({ json, shape, type, prompts, rounds, threads }: PackingFlags): Promise<void> {
+  const { PACKING_SHAPES, packing } = await import('../../bench/packing.ts')
+  const table = new Table<PackingRow>([
+    { title: 'prompts', width: 7, show: (r) => String(r.prompts) },
+    { title: 'lengths', width: 10, left: true, show: (r) => r.lengths },
+    { title: 'scheduler', width: 17, left: true, show: (r) => r.scheduler },
+    { title: 'rows', width: 6, show: (r) => String(r.rows_computed) },
+    { title: 'tokens', width: 6, show: (r) => String(r.useful_tokens) },
+    { title: 'row ratio', width: 9, show: (r) => r.row_ratio.toFixed(2) },
+    { title: 'pair ratio', width: 10, show: (r) => r.pair_ratio.toFixed(2) },
+    { title: 'prefill ms', width: 10, show: (r) => r.prefill_ms.toFixed(0) },
+    { title: 'ttft p50 ms', width: 11, show: (r) => r.ttft_p50_ms.toFixed(0) },
+    { title: 'wall ratio', width: 10, show: (r) => r.wall_ratio.toFixed(2) },
+    { title: 'cpu ratio', width: 9, show: (r) => r.cpu_ratio.toFixed(2) },
+    { title: 'differ (ties)', width: 13, show: (r) => `${r.tokens_differ} (${r.near_ties})` },
+  ])
+  known('--shape', shape === undefined ? undefined : [shape], ['house', ...Object.keys(PACKING_SHAPES)])
+  const options = given({
+    ...{ shape, rounds, threads },
+    type: types(type === undefined ? undefined : [type])?.[0],
+    prompts: prompts?.map((n) => whole('--prompts', Number(n))),
+  })
+  if (rounds !== undefined) whole('--rounds', rounds)
+  const onNote = (note: string) => void process.stderr.write(`${note}\n`)
+  await report(json, table, (onRow) => packing({ ...options, onRow, onNote }))
+}
+
+async function runAttention({ json, heads, rows, threads, rounds }: AttentionFlags): Promise<void> {
+  const { attention } = await import('../../bench/attention.ts')
+  const table = new Table<AttentionRow>([
+    { title: 'heads', width: 9, left: true, show: (r) => `${r.heads}/${r.kv_heads}/${r.head_dim}` },
+    { title: 'rows', width: 6, show: (r) => String(r.rows) },
+    { title: 'threads', width: 7, show: (r) => String(r.threads) },
+    { title: 'how', width: 11, left: true, show: (r) => r.how },
+    { title: 'ms', width: 8, show: (r) => r.ms.toFixed(3) },
+    { title: 'cpu ms', width: 8, show: (r) => r.cpu_ms.toFixed(3) },
+    { title: 'ratio to flash', width: 14, show: (r) => r.ratio_to_flash.toFixed(2) },
+  ])
+  const options = given({
+    shapes: heads?.map(headShape),
+    rows: rows?.map((n) => whole('--rows', Number(n))),
+    threads: threads?.map((n) => whole('--threads', Number(n))),
+    rounds,
+  })
+  if (rounds !== undefined) whole('--rounds', rounds)
+  await report(json, table, (onRow) => attention({ ...options, onRow }))
+}
+
+function headShape(text: string): HeadShape {
+  const [heads = 0, kvHeads = 0, headDim = 0, ...more] = text.split('/').map(Number)
+  for (const n of [heads, kvHeads, headDim]) whole('--heads', n)
+  if (more.length > 0 || heads % kvHeads)
+    throw new KvasirError('INVALID_ARGUMENT', `--heads is ${text}; it must be like 14/2/64, the first a multiple`, {
+      field: '--heads',
+    })
+  return { heads, kvHeads, headDim }
 }
 
 /** Rows as they come for people, all at the end for programs. */

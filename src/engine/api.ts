@@ -92,12 +92,12 @@ export interface EngineApi extends AsyncDisposable {
   clearCache(): Promise<void>
   /**
    * Writes the cached rows of a prompt, as far as there are any, to a file; the tokens that it holds.
-   * @throws KvasirError GGUF_IO
+   * @throws KvasirError GGUF_IO, INVALID_ARGUMENT when nothing of it is stored, ABORTED when the cache is cleared meanwhile, DISPOSED
    */
   saveSession(path: string, request: Pick<GenerateRequest, 'messages' | 'prompt' | 'tokens'>): Promise<number>
   /**
    * Makes a saved session's rows a stored prefix; the tokens that it holds.
-   * @throws KvasirError SESSION_INVALID, GGUF_IO, KV_BUDGET
+   * @throws KvasirError SESSION_INVALID, GGUF_IO, KV_BUDGET, ABORTED when the cache is cleared meanwhile, DISPOSED
    */
   loadSession(path: string): Promise<number>
   /** Ends running requests with ABORTED, then frees everything. */

@@ -73,10 +73,11 @@ before(async () => {
 })
 
 /**
- * Products of one row and of many are computed by other kernels, here as in libllama: logits differ by up to 2e-3 of their
- * spread. Where the two best tokens are nearer than this many nats, either may win; what follows would be another text.
+ * Products of one row and of many are computed by other kernels: a logit of the house model differs by up to 0.15 then, here
+ * as in libllama (`test/pairs.test.ts` measures both). Where the two best tokens are nearer than twice that, either may
+ * win; what follows would be another text.
  */
-const NEAR_TIE = 0.1
+const NEAR_TIE = 0.35
 
 /** Tokens that end an answer. */
 function ends(engine: LocalEngine): Set<number> {

@@ -1,0 +1,248 @@
+/**
+ * Who waits and who runs, and the life of a branch: taken in, admitted to pages, preempted from them, ended. What it does to
+ * memory is the ladder: stored prefixes that nobody uses are evicted (and, with tiers, kept there); then a running branch is
+ * preempted: its full blocks stay as stored prefixes for as long as they can, so that it finds them again, or loads them
+ * from a tier, or computes them anew, whichever is quicker; then its request is refused with KV_BUDGET.
+ */
+import { PAGE_CELLS } from '../cache/arena.ts'
+import type { PrefixCache } from '../cache/prefix-cache.ts'
+import type { KvSequence, KvStore } from '../cache/store.ts'
+import { KvasirError, showBytes } from '../contract/errors.ts'
+import type { RequestId } from '../contract/units.ts'
+import type { Tokenizer } from '../model/tokenizer/tokenizer.ts'
+import { join, type ServedTokens, serve } from '../scheduler/index.ts'
+import { Branch, type Task } from './branch.ts'
+import type { EventLog } from './events.ts'
+import { Rates } from './rates.ts'
+
+/** Pages that are evicted beyond what is needed now. */
+const EVICT_AHEAD = 16
+/** Rows that a new sequence is expected to grow by when its request sets no bound. */
+const EXPECTED_ANSWER = 1024
+
+export interface Totals {
+  requests: number
+  refused: number
+  promptTokens: number
+  cachedTokens: number
+  generatedTokens: number
+  preemptions: number
+  evictedPages: number
+  steps: number
+}
+
+export class Roster {
+  readonly #store: KvStore
+  readonly #prefixes: PrefixCache
+  readonly #events: EventLog
+  readonly #tokenizer: Tokenizer
+  readonly #onChange: () => void
+  readonly waiting: Branch[] = []
+  /** Oldest admission first. */
+  readonly running: Branch[] = []
+  readonly rates = new Rates()
+  readonly totals: Totals = {
+    ...{ requests: 0, refused: 0, promptTokens: 0, cachedTokens: 0 },
+    ...{ generatedTokens: 0, preemptions: 0, evictedPages: 0, steps: 0 },
+  }
+  /** What each tenant got so far. */
+  served: ServedTokens = new Map()
+  #nextId = 1
+
+  /** @param onChange called when a branch that could not run may be able to */
+  constructor(store: KvStore, prefixes: PrefixCache, events: EventLog, tokenizer: Tokenizer, onChange: () => void) {
+    this.#store = store
+    this.#prefixes = prefixes
+    this.#events = events
+    this.#tokenizer = tokenizer
+    this.#onChange = onChange
+  }
+
+  /**
+   * Takes a request in.
+   * @throws KvasirError QUEUE_FULL, KV_BUDGET when it could not even run alone, and what its sampling or stops are refused for
+   */
+  submit(task: Task, maxWaiting: number): void {
+    const refuse = (error: KvasirError) => {
+      this.totals.refused++
+      this.#events.add({ kind: 'request-refuse', code: error.code, promptTokens: task.prompt.length })
+      return error
+    }
+    const needed = Math.ceil((task.prompt.length + 1) / PAGE_CELLS)
+    const { pages, bytes } = this.#store.arenas[0]!
+    if (needed > pages)
+      throw refuse(
+        new KvasirError(
+          'KV_BUDGET',
+          `this prompt of ${task.prompt.length} tokens needs ${needed} pages of KV memory, and there are ${pages} (${showBytes(bytes)}). ` +
+            'Shorten it, or load the model with more kvMemory or a smaller cache type',
+          { neededPages: needed, pages },
+        ),
+      )
+    if (this.waiting.length >= maxWaiting) {
+      const retryAfterMs = Math.ceil(this.rates.stepMs * this.waiting.length) || 1000
+      throw refuse(
+        new KvasirError(
+          'QUEUE_FULL',
+          `${this.waiting.length} requests are waiting, and no more may (maxWaiting). Try again in about ${(retryAfterMs / 1000).toFixed(1)} s`,
+          { waiting: this.waiting.length, retryAfterMs },
+        ),
+      )
+    }
+    const branch = new Branch(this.#nextId++ as RequestId, task, this.#tokenizer, 0)
+    this.totals.requests++
+    this.served = join(
+      this.served,
+      task.tenant,
+      this.waiting.map((b) => b.task.tenant),
+      this.running.map((b) => b.task.tenant),
+    )
+    this.#events.add({
+      ...{ kind: 'request-arrive', request: branch.id, tenant: task.tenant, promptTokens: task.prompt.length },
+    })
+    this.#prefixes.nameBlocks(task.root, branch.tokens, branch.hashes)
+    this.waiting.push(branch)
+  }
+
+  /** Rows that a waiting branch would find stored: whole blocks, and never all of its rows. */
+  cachedRows(b: Branch): number {
+    if (b.sequence) return b.computed
+    const blocks = Math.min(this.#prefixes.longest(b.hashes), Math.floor((b.tokens.length - 1) / PAGE_CELLS))
+    return blocks * PAGE_CELLS
+  }
+
+  find(id: RequestId): Branch {
+    return [...this.running, ...this.waiting].find((b) => b.id === id)!
+  }
+
+  /** Gives a waiting branch its pages: stored ones first. False when there is no room after all. */
+  admit(branch: Branch): boolean {
+    const { task } = branch
+    if (this.load(branch)) return true
+    const cached = this.cachedRows(branch)
+    const expected = task.prompt.length + Math.min(task.maxTokens, EXPECTED_ANSWER)
+    const sequence = this.#store.create(expected)
+    this.#prefixes.adopt(sequence, branch.hashes, cached / PAGE_CELLS)
+    try {
+      this.reserve(sequence, branch.tokens.length - cached)
+    } catch (error) {
+      this.#prefixes.release(sequence)
+      this.#store.free(sequence)
+      if (this.running.length === 0) this.fail(branch, error)
+      return false
+    }
+    branch.sequence = sequence
+    branch.published = cached / PAGE_CELLS
+    this.waiting.splice(this.waiting.indexOf(branch), 1)
+    this.running.push(branch)
+    if (task.startedMs === 0) {
+      task.startedMs = performance.now()
+      task.cachedTokens = cached
+      this.totals.promptTokens += task.prompt.length
+      this.totals.cachedTokens += cached
+      this.served = serve(this.served, task.tenant, { input: task.prompt.length - cached })
+    }
+    this.#events.add({ kind: 'request-admit', request: branch.id, cachedTokens: cached })
+    return true
+  }
+
+  /** Takes pages for `rows` more rows; evicts stored prefixes for them. @throws KvasirError KV_BUDGET */
+  reserve(sequence: KvSequence, rows: number): void {
+    const missing = this.#store.pagesNeeded(sequence, rows) - this.#store.pools[sequence.arena]!.freePages
+    // Some more than needed: what grows next to each other is read at once.
+    if (missing > 0) this.totals.evictedPages += this.#prefixes.evict(missing + EVICT_AHEAD)
+    this.#store.reserve(sequence, rows)
+  }
+
+  preempt(branch: Branch): void {
+    const rows = branch.computed
+    this.leave(branch)
+    branch.published = 0
+    branch.loadedFrom = -1
+    this.totals.preemptions++
+    this.running.splice(this.running.indexOf(branch), 1)
+    this.waiting.unshift(branch)
+    this.#prefixes.nameBlocks(branch.task.root, branch.tokens, branch.hashes)
+    this.#events.add({ kind: 'request-preempt', request: branch.id, rows })
+  }
+
+  /**
+   * Loads stored blocks that are not in memory, where that is quicker than to compute them; the branch is not planned until
+   * they are there. False: there are none, or those that there are found no room before.
+   */
+  load(branch: Branch): boolean {
+    const inMemory = this.cachedRows(branch)
+    if (branch.loadedFrom === inMemory) return false
+    const loading = this.#prefixes.load(branch.hashes, branch.tokens, (rows) => this.rates.prefillMs(rows))
+    if (!loading) return false
+    branch.loadedFrom = inMemory
+    branch.loading = true
+    void loading.finally(() => {
+      branch.loading = false
+      this.#onChange()
+    })
+    return true
+  }
+
+  /** Gives up a branch's pages. What the prefix index knows of them stays there. */
+  leave(branch: Branch): void {
+    if (!branch.sequence) return
+    this.#prefixes.release(branch.sequence)
+    this.#store.free(branch.sequence)
+    branch.sequence = null
+  }
+
+  end(branch: Branch, reason: string): void {
+    const { task } = branch
+    this.leave(branch)
+    for (const list of [this.waiting, this.running]) {
+      const at = list.indexOf(branch)
+      if (at >= 0) list.splice(at, 1)
+    }
+    branch[Symbol.dispose]()
+    this.#events.add({
+      ...{ kind: 'request-end', request: branch.id, reason },
+      ...{ promptTokens: task.prompt.length, generatedTokens: branch.generated },
+    })
+    if (--task.open === 0) task.parts.end()
+  }
+
+  /** Ends a branch, and with it its whole request, with an error. */
+  fail(branch: Branch, error: unknown): void {
+    const { task } = branch
+    task.parts.end(error)
+    const reason = error instanceof KvasirError ? error.code : 'error'
+    for (const b of [...this.waiting, ...this.running]) if (b.task === task) this.end(b, reason)
+  }
+
+  /** Tells the prefix index about blocks that are full now. */
+  publish(branch: Branch): void {
+    const full = Math.floor(branch.computed / PAGE_CELLS)
+    if (full === branch.published) return
+    this.#prefixes.nameBlocks(branch.task.root, branch.tokens, branch.hashes)
+    this.#prefixes.publish(branch.sequence!, branch.hashes, branch.tokens, branch.published, full)
+    branch.published = full
+  }
+
+  /** Further samples of a prompt that is done: they share its pages until they write. */
+  fork(branch: Branch): Branch[] {
+    const { task } = branch
+    const out: Branch[] = []
+    for (let i = 1; i < task.samples; i++) {
+      const other = new Branch(this.#nextId++ as RequestId, task, this.#tokenizer, i, branch)
+      const expected = branch.computed + Math.min(task.maxTokens, EXPECTED_ANSWER)
+      other.sequence = this.#store.fork(branch.sequence!, expected)
+      this.#prefixes.share(branch.sequence!, other.sequence)
+      task.open++
+      this.running.push(other)
+      out.push(other)
+    }
+    return out
+  }
+
+  /** Counts a token of an answer. */
+  countToken(branch: Branch): void {
+    this.totals.generatedTokens++
+    this.served = serve(this.served, branch.task.tenant, { output: 1 })
+  }
+}
