@@ -161,6 +161,7 @@ async function findBudget(
   }
 
   const quietMs = await stepMs(STREAM_PROMPT + SETTLE + QUIET / 2, 0)
+  // The smallest is not questioned: with less, a prompt would take a step for every row.
   let best = BUDGETS[0]!
   for (const budget of BUDGETS) {
     const atEnd = STREAM_PROMPT + answerTokens(promptTokens, budget) - SPARE

@@ -304,6 +304,52 @@ describe('steps of several items', () => {
   })
 })
 
+describe('steps that are filled up to whole tiles', () => {
+  // q4_0 weights are repacked where the CPU has kernels for it, q8_0 ones are not everywhere: both rules are met.
+  for (const type of ['q4_0', 'q8_0'] as const)
+    it(`give each item what it gets by itself: ${type} weights`, async () => {
+      const file = join(folder, `${type}.gguf`)
+      const shape = { layers: 2, width: 256, heads: 4, kvHeads: 2, headDim: 64, ffWidth: 512, vocab: 512, tied: true }
+      await writeRandomModel(file, { name: 'fill', architecture: 'llama', ...shape, type })
+      using small = await Model.load(file, () => ({ device: cpuDevice(), contextLength: CONTEXT }))
+      const load = (lowering: LoweringName) => {
+        const options = { cells: 2 * CONTEXT, keyType: 'f32', valueType: 'f32', lowering } as const
+        const store = new KvStore(storeShape(small.config, options, small.device), small.device)
+        return { store, executor: new Executor(small, store, { threads: 1, lowering }) }
+      }
+      const { store, executor } = load('auto')
+      const plain = load('flash')
+      for (const n of [1, 2, 3, 5, 6, 7, 9]) {
+        const tokens = Array.from({ length: n }, (_, i) => Int32Array.of(5 + 11 * i, 7 + 3 * i, 9))
+        const step = (s: KvStore, wanted: number[]) => ({
+          items: tokens.map((t) => {
+            const sequence = s.create(8)
+            s.append(sequence, [0, 1, 2])
+            return {
+              ...{ sequence: sequence.id, positions: [0, 1, 2] as Position[], store: { kind: 'tail' } as const },
+              ...{ layers: { from: 0, to: 2 }, input: { kind: 'tokens', tokens: t } as const },
+              ...{ outputs: { logits: wanted, hidden: false }, mask: { kind: 'causal' } as const },
+            }
+          }),
+        })
+        for (const wanted of [[2], [0, 1, 2]]) {
+          const got = (await executor.run(step(store, wanted))).items.map((r) => r.logits!.slice())
+          const want = (await plain.executor.run(step(plain.store, wanted))).items.map((r) => r.logits!.slice())
+          for (const [i, g] of got.entries())
+            assert.ok(
+              difference(g, want[i]!) < 2e-2,
+              `${n} items, ${wanted.length} logits, item ${i}: ${difference(g, want[i]!)}`,
+            )
+          for (const s of [store, plain.store]) for (const q of [...s.sequences.values()]) s.free(q)
+        }
+      }
+      for (const { store: s, executor: e } of [{ store, executor }, plain]) {
+        e[Symbol.dispose]()
+        s[Symbol.dispose]()
+      }
+    })
+})
+
 describe('tables in pieces', () => {
   /** A sequence whose pages lie apart: another one takes every other page. */
   function* scattered(b: Bench, other: KvSequence, tokens: Int32Array, pages: number): Generator<WorkItem> {

@@ -15,9 +15,10 @@ const MINUS_INFINITY = 0xfc00
 export function feed(g: StepGraph, step: PlacedStep, store: KvStore, config: ModelConfig): void {
   // The graph may be from an earlier step of the same key: its items stand at the same places, but are not the same.
   const now = (p: PlacedItem) => step.items.find((q) => q.first === p.first)!
-  const tokens = new Int32Array(step.rows)
-  const positions = new Int32Array(step.rows)
-  const cells = new Int32Array(step.rows)
+  const all = step.rows + step.padding
+  const tokens = new Int32Array(all)
+  const positions = new Int32Array(all)
+  const cells = new Int32Array(all)
   const elements: number[] | Int32Array = g.elements ? new Int32Array(g.elements.ne[0]) : []
   let element = 0
   for (const p of step.items) {
@@ -43,15 +44,15 @@ export function feed(g: StepGraph, step: PlacedStep, store: KvStore, config: Mod
   for (const r of g.raggedStores) feedRaggedStore(r, now(r.item), store, config)
   for (const gather of g.gathers) feedGather(gather, now(gather.item), store, config)
   for (const mask of g.masks) if (mask.tensor.hasMemory) mask.tensor.set(maskBits(mask, now(mask.item), config))
-  if (g.outputRows) set(g.outputRows, outputRows(step, config))
+  if (g.outputRows) set(g.outputRows, outputRows(step, config, g.outputRows.ne[0]))
 }
 
 function set(tensor: Tensor, data: Int32Array | Float32Array): void {
   if (tensor.hasMemory) tensor.set(data)
 }
 
-/** Rows of the last layer's table whose logits are wanted, in the order of the items. */
-function outputRows(step: PlacedStep, config: ModelConfig): Int32Array {
+/** Rows of the last layer's table whose logits are wanted, in the order of the items; filled up with row 0. */
+function outputRows(step: PlacedStep, config: ModelConfig, count: number): Int32Array {
   const rows: number[] = []
   let first = 0
   for (const p of step.items) {
@@ -59,7 +60,9 @@ function outputRows(step: PlacedStep, config: ModelConfig): Int32Array {
     for (const row of p.item.outputs.logits) rows.push(first + row)
     first += p.rows
   }
-  return Int32Array.from(rows)
+  const out = new Int32Array(count)
+  out.set(rows)
+  return out
 }
 
 function feedRaggedStore(

@@ -16,7 +16,7 @@ import { isWindowed } from '../model/config.ts'
 import type { Model } from '../model/model.ts'
 import { chooseLowering } from './lower/choose.ts'
 import type { KvPart, Lowering, LoweringName } from './lower/lowering.ts'
-import type { Load, PlacedItem, PlacedStep } from './place.ts'
+import { type Load, type PlacedItem, type PlacedStep, ROW_TILE } from './place.ts'
 
 /** Upper bounds of what a layer, an item in a layer, and everything around the layers add to a context. */
 const TENSORS_PER_LAYER = 64
@@ -133,7 +133,7 @@ class Builder {
     this.step = step
     this.lowering = lowering
     this.graph = new Graph(c)
-    const T = step.rows
+    const T = step.rows + step.padding
     this.tokens = c.tensor('i32', T).asInput()
     this.positions = c.tensor('i32', T).asInput()
     this.cells = c.tensor('i32', T).asInput()
@@ -163,8 +163,10 @@ class Builder {
     const last = step.items.filter((p) => layers(p).to === config.layers)
     const wantsHidden = last.some((p) => p.item.outputs.hidden)
     const logitCount = last.reduce((sum, p) => sum + p.item.outputs.logits.length, 0)
-    const activeLast = last.reduce((sum, p) => sum + p.rows, 0)
-    const outputRows = logitCount > 0 && logitCount < activeLast ? c.tensor('i32', logitCount).asInput() : null
+    const activeLast = last.reduce((sum, p) => sum + p.rows, step.padding)
+    // As many as fill a tile: the output matrix is the largest of all.
+    const outputs = step.padding && logitCount > 1 ? Math.ceil(logitCount / ROW_TILE) * ROW_TILE : logitCount
+    const outputRows = outputs > 0 && outputs < activeLast ? c.tensor('i32', outputs).asInput() : null
 
     let x: Tensor | null = null
     let b: Build | null = null
@@ -229,7 +231,8 @@ class Builder {
         const joins = (p: PlacedItem | undefined, before: PlacedItem) =>
           p?.item.layers.from === layer && p.item.input.kind === 'tokens' && p.first === before.first + before.rows
         while (joins(active[next], active[next - 1]!)) next++
-        pieces.push(this.#embed(item.first, active[next - 1]!.first + active[next - 1]!.rows))
+        const end = active[next - 1]!.first + active[next - 1]!.rows
+        pieces.push(this.#embed(item.first, next === active.length ? end + this.step.padding : end))
       } else if (item.item.layers.from === layer) {
         const tensor = this.c.tensor('f32', this.model.config.width, item.rows).asInput()
         this.rowInputs.push({ item, tensor })
@@ -275,7 +278,8 @@ class Builder {
     while (i < active.length) {
       let next = i + 1
       while (next < active.length && active[next]!.first === active[next - 1]!.first + active[next - 1]!.rows) next++
-      const to = active[next - 1]!.first + active[next - 1]!.rows
+      const end = active[next - 1]!.first + active[next - 1]!.rows
+      const to = next === active.length ? end + this.step.padding : end
       pieces.push(this.#inputView('positions', this.positions, active[i]!.first, to))
       i = next
     }
@@ -317,13 +321,16 @@ class Builder {
       const transposed = parts.every((p) => p.valuesTransposed)
       const lowered = chooseLowering(this.lowering, item.rows, transposed)
       return lowered.attend(this.c, {
-        q: active.length === 1 ? q : rowsOf3(this.c, q, at, item.rows),
+        q: item.rows === q.ne[2] ? q : rowsOf3(this.c, q, at, item.rows),
         parts,
         mask: this.#mask(item, load, isWindowed(this.model.config, layer), lowered),
         scale,
         softcap: this.model.config.attentionSoftcap,
       })
     })
+    // Rows of padding attend to nothing; any finite numbers will do in their place.
+    const { rows, padding } = this.step
+    if (padding) outs.push(ops.cont(this.c, rowsOf3(this.c, q, rows, padding), q.ne[0] * q.ne[1], padding))
     return this.#join(outs, 1)
   }
 

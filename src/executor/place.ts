@@ -20,6 +20,12 @@ import type { LoweringName } from './lower/lowering.ts'
 const MOST_VIEWS = 4
 /** Rows from which on transposed values are stored as blocks where their cells are consecutive: a scatter goes element by element. */
 export const BLOCK_STORE_ROWS = TILE_ROWS
+/**
+ * ggml's products of quantised weights take four rows at a time. Rows that are left over cost as much or more: of repacked
+ * weights each is a pass over all of them (7 rows: four passes, 8 rows: two); of others a slower kernel (0.5B q8_0, 2 threads:
+ * 5 rows 176 ms, 7 rows 198 ms, 8 rows 168 ms). So steps are filled up with rows that nobody asked for.
+ */
+export const ROW_TILE = 4
 /** More pieces than this are scattered after all. */
 const MOST_STORE_PIECES = 4
 
@@ -67,12 +73,23 @@ export interface PlacedItem {
 
 export interface PlacedStep {
   readonly items: readonly PlacedItem[]
+  /** Of all items. */
   readonly rows: number
+  /** Rows behind them that are computed for nobody, see {@link ROW_TILE}. */
+  readonly padding: number
   /** Equal for steps that one graph can serve. */
   readonly key: string
 }
 
-export function placeStep(items: readonly WorkItem[], store: KvStore, lowering: LoweringName): PlacedStep {
+/**
+ * @param fillFrom from so many rows on they are filled up to a multiple of {@link ROW_TILE}. Not where rows join and leave.
+ */
+export function placeStep(
+  items: readonly WorkItem[],
+  store: KvStore,
+  lowering: LoweringName,
+  fillFrom: number,
+): PlacedStep {
   const unordered = items.map((item, index) => place(item, index, store, lowering))
   // Neighbours that are stored alike are stored by one op.
   const rank = (p: PlacedItem) => (p.ragged ? 2e6 : 0) + 2 * p.arena + (p.pieces ? 1 : 0)
@@ -83,7 +100,12 @@ export function placeStep(items: readonly WorkItem[], store: KvStore, lowering: 
     first += p.rows
     return at
   })
-  return { items: placed, rows: first, key: `${lowering}|${placed.map(keyOf).join('|')}` }
+  const plain = items.every(
+    ({ layers, input, outputs }) =>
+      layers.from === 0 && layers.to === store.dims.layers && input.kind === 'tokens' && !outputs.hidden,
+  )
+  const padding = plain && first >= fillFrom ? (ROW_TILE - (first % ROW_TILE)) % ROW_TILE : 0
+  return { items: placed, rows: first, padding, key: `${lowering}|${padding}|${placed.map(keyOf).join('|')}` }
 }
 
 function place(item: WorkItem, index: number, store: KvStore, lowering: LoweringName): PlacedItem {

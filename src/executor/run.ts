@@ -6,13 +6,14 @@ import { KvasirError } from '../contract/errors.ts'
 import type { Step, StepResult, WorkItem, WorkResult } from '../contract/work-item.ts'
 import { Backend, type Runner, SingleRunner, SplitRunner } from '../ggml/backend.ts'
 import { cpuDevice } from '../ggml/device.ts'
+import { isQuantized } from '../ggml/types.ts'
 import type { ModelConfig } from '../model/config.ts'
 import type { Model } from '../model/model.ts'
 import { feed } from './feed.ts'
 import { buildGraph, graphNodes, type StepGraph } from './graph.ts'
 import { TILE_ROWS } from './lower/flash.ts'
 import type { LoweringName } from './lower/lowering.ts'
-import { type PlacedStep, placeStep } from './place.ts'
+import { type PlacedStep, placeStep, ROW_TILE } from './place.ts'
 import { ThreadChooser } from './threads.ts'
 
 export interface ExecutorOptions {
@@ -51,6 +52,15 @@ export function scratchBytes(c: ModelConfig, rows: number, keys: number): number
   return 4 * rows * widest + 2 * keys * rows + 2 * keys * c.headDim * c.kvHeads + 4 * c.vocab
 }
 
+/** Rows from which on a step is filled up to whole tiles (`ROW_TILE`). */
+function fillsFrom(model: Model, lowering: LoweringName): number {
+  // With `flash` the bits are libllama's, and other numbers of rows are rounded otherwise.
+  if (lowering === 'flash' || model.device.kind !== 'cpu') return Number.POSITIVE_INFINITY
+  if (model.weights.report.some((w) => w.where === 'CPU_REPACK')) return 2
+  const matrix = Object.values(model.weights.layers[0]!).find((t) => t && t.ne[1] > 1)
+  return matrix && isQuantized(matrix.type) ? ROW_TILE + 1 : Number.POSITIVE_INFINITY
+}
+
 export class Executor implements Disposable {
   readonly model: Model
   readonly store: KvStore
@@ -58,12 +68,15 @@ export class Executor implements Disposable {
   readonly #backends: readonly Backend[]
   /** Chunks and decode steps alternate: each kind keeps its own graph and thread count. */
   readonly #slots: { readonly chunk: Slot; readonly short: Slot; readonly decode: Slot }
+  /** See {@link fillsFrom}. */
+  readonly #fillFrom: number
   #running: Runner | null = null
 
   constructor(model: Model, store: KvStore, options: ExecutorOptions) {
     this.model = model
     this.store = store
     this.options = options
+    this.#fillFrom = fillsFrom(model, options.lowering)
     const cpu = cpuDevice()
     const devices = model.device.kind === 'cpu' ? [cpu] : [model.device, cpu]
     this.#backends = devices.map((d) => new Backend(d, options.threads))
@@ -95,7 +108,7 @@ export class Executor implements Disposable {
     this.#check(step)
     if (signal?.aborted) throw new KvasirError('ABORTED', 'stopped by the caller', {}, signal.reason)
 
-    const placed = placeStep(step.items, this.store, this.options.lowering)
+    const placed = placeStep(step.items, this.store, this.options.lowering, this.#fillFrom)
     const slot = this.#slotFor(placed.rows)
     const graph = this.#graphFor(slot, placed)
     feed(graph, placed, this.store, this.model.config)
@@ -146,8 +159,9 @@ export class Executor implements Disposable {
   /** The outputs, in the order of the step's items. */
   #read(graph: StepGraph, placed: PlacedStep): WorkResult[] {
     const results: WorkResult[] = placed.items.map(() => ({ logits: null, hidden: null }))
-    const logits = graph.logits?.get(graph.logitsRoom)
     const V = this.model.config.vocab
+    const wanted = placed.items.reduce((sum, p) => sum + p.item.outputs.logits.length, 0)
+    const logits = graph.logits?.get(graph.logitsRoom.subarray(0, wanted * V))
     let at = 0
     for (const { index, item, rows, first } of placed.items) {
       const n = item.outputs.logits.length
