@@ -11,9 +11,7 @@ const SENTENCES = 145
 
 using engine = await Engine.load('house')
 const { text, questions } = makeDocument(SEED, SENTENCES)
-console.log(
-  `${engine.info.name} on ${engine.info.device}. The document begins:\n  ${text.slice(0, 300)}...\n`,
-)
+console.log(`${engine.info.name} on ${engine.info.device}. The document begins:\n  ${text.slice(0, 300)}...\n`)
 
 const messages: ChatMessage[] = []
 for (const [i, question] of questions.entries()) {
