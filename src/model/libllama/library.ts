@@ -71,6 +71,8 @@ const LLAMA = {
   llama_decode: 'int (void*, llama_batch)',
   llama_synchronize: 'void (void*)',
   llama_get_logits_ith: 'void* (void*, int)',
+  llama_get_embeddings_seq: 'void* (void*, int)',
+  llama_model_n_embd: 'int (void*)',
   llama_get_memory: 'void* (void*)',
   llama_memory_clear: 'void (void*, bool)',
   llama_memory_seq_rm: 'bool (void*, int, int, int)',

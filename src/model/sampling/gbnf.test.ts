@@ -4,7 +4,7 @@ import { KvasirError } from '../../contract/errors.ts'
 import { llama } from '../libllama/library.ts'
 import { Tokenizer } from '../tokenizer/tokenizer.ts'
 import { HOUSE_MODEL } from '../tokenizer/vocabularies.fixture.ts'
-import { checkGrammar, literal, namesTokens } from './gbnf.ts'
+import { checkGrammar, literal, namedTokens } from './gbnf.ts'
 
 const GOOD = [
   'root ::= "a"',
@@ -78,9 +78,11 @@ describe('checkGrammar', () => {
       )
   })
 
-  it('knows grammars that speak of tokens', () => {
-    assert.equal(namesTokens('root ::= "<[5]>"'), false)
-    assert.equal(namesTokens('root ::= <[5]>'), true)
+  it('knows the tokens that a grammar asks for', () => {
+    assert.deepEqual(namedTokens('root ::= "<[5]>"'), new Set())
+    assert.deepEqual(namedTokens('root ::= <[5]> a <[70]>\na ::= <[5]>?'), new Set([5, 70]))
+    assert.equal(namedTokens('root ::= <[5]> <end>'), 'any')
+    assert.equal(namedTokens('root ::= !<[5]>'), 'any')
   })
 
   it('writes literals', () => {

@@ -52,11 +52,11 @@ export function checkGrammar(text: string, vocabSize: number): void {
   checkLeftRecursion(rules, nullable, fail)
 }
 
-/** Whether the grammar speaks of tokens (`<...>`), not only of characters. */
-export function namesTokens(text: string): boolean {
+/** Ids of the tokens that a grammar asks for; `any` where it names some by their text (`<text>`) or excludes some (`!`). */
+export function namedTokens(text: string): ReadonlySet<number> | 'any' {
   const parser = new Parser(text, 2 ** 31)
   parser.parse()
-  return parser.namesTokens
+  return parser.namesByText ? 'any' : parser.namedIds
 }
 
 /** Text that stands for exactly this string in a grammar. */
@@ -118,7 +118,8 @@ function grammarError(text: string, at: number, what: string): KvasirError {
 }
 
 class Parser {
-  namesTokens = false
+  readonly namedIds = new Set<number>()
+  namesByText = false
   readonly #text: string
   readonly #vocabSize: number
   readonly #rules = new Map<string, Rule>()
@@ -222,7 +223,8 @@ class Parser {
     const id = /^!?<\[(.*)\]>$/.exec(text)?.[1]
     if (id !== undefined && !(/^\d{1,10}$/.test(id) && Number(id) < this.#vocabSize))
       this.#fail(`there is no token ${id}; ids go from 0 to ${this.#vocabSize - 1}`, at)
-    this.namesTokens = true
+    if (id === undefined || text.startsWith('!')) this.namesByText = true
+    else this.namedIds.add(Number(id))
     return { what: null, elements: 1 }
   }
 

@@ -49,26 +49,32 @@ const FORMATS: Readonly<Record<string, string>> = {
  * wrong, that no value can satisfy, or that says something no grammar is made for.
  */
 export function schemaToGrammar(schema: JsonSchema): string {
-  const compiler = new Compiler(schema)
-  const text = compiler.compile()
+  const rules = new RuleSet()
+  const text = rules.text(addSchema(schema, rules))
   checkGrammar(text, 0)
   return text
+}
+
+/** Adds what a schema needs to a larger grammar, and gives the name of its rule. Throws as {@link schemaToGrammar}. */
+export function addSchema(schema: JsonSchema, rules: RuleSet): string {
+  return new Compiler(schema, rules).compile()
 }
 
 class Compiler {
   readonly #root: JsonSchema
   readonly #reader: SchemaReader
-  readonly #rules = new RuleSet()
+  readonly #rules: RuleSet
   /** Rule of each schema met so far, by its JSON: what refers to itself finds its rule here. */
   readonly #known = new Map<string, string>()
 
-  constructor(root: JsonSchema) {
+  constructor(root: JsonSchema, rules: RuleSet) {
     this.#root = root
     this.#reader = new SchemaReader(root)
+    this.#rules = rules
   }
 
   compile(): string {
-    return this.#rules.text(this.#rule(this.#root, '#'))
+    return this.#rule(this.#root, '#')
   }
 
   /** The name of the rule for a schema. */

@@ -363,6 +363,15 @@ describe('Sampler', () => {
       assert.equal(sampler.sample(only({})).token, user)
     })
 
+    it('lets no other markup through then', () => {
+      const [user, system] = t.encode('<|user|><|system|>', { parseSpecial: true })
+      using sampler = new Sampler(t, { grammar: `root ::= <[${user}]> .*` })
+      assert.equal(sampler.allows(system!), false)
+      sampler.accept(user!)
+      assert.equal(sampler.allows(system!), false)
+      assert.equal(sampler.allows(t.encode('<')[0]!), true)
+    })
+
     it('says so when nothing is allowed', () => {
       using sampler = new Sampler(t, { temperature: 0, grammar: 'root ::= "a"' })
       const logits = new Float32Array(n).fill(-Infinity)

@@ -14,7 +14,7 @@ import { llama } from '../libllama/library.ts'
 import { unfinishedBytes } from '../tokenizer/stream.ts'
 import type { Tokenizer } from '../tokenizer/tokenizer.ts'
 import { argmax, Candidates } from './candidates.ts'
-import { namesTokens } from './gbnf.ts'
+import { namedTokens } from './gbnf.ts'
 import { logSumExp, type TokenLogprob, topLogprobs } from './logprobs.ts'
 import { checkSampling, type Sampling, type SamplingParams } from './params.ts'
 
@@ -83,8 +83,8 @@ export class Sampler implements Disposable {
   #approved = -1
   /** Under a grammar, by token: whether its bytes may begin at the start of a code point. */
   readonly #textual: Uint8Array
-  /** Whether the grammar speaks of tokens by name, so that control tokens may be meant. */
-  readonly #markup: boolean
+  /** Control tokens that the grammar may mean; all others would only stand for their text. */
+  readonly #markup: ReadonlySet<number> | 'any'
   #disposed = false
 
   /**
@@ -98,7 +98,7 @@ export class Sampler implements Disposable {
     this.#steps = inherited?.steps ?? makeSteps(tokenizer, this.params)
     this.#textual = inherited?.textual ?? new Uint8Array(grammar === undefined ? 0 : tokenizer.vocabSize)
     this.#tail = inherited?.tail ?? NO_BYTES
-    this.#markup = grammar !== undefined && namesTokens(grammar)
+    this.#markup = grammar === undefined ? 'any' : namedTokens(grammar)
     this.#candidates = Candidates.borrow(tokenizer.vocabSize)
   }
 
@@ -278,7 +278,7 @@ export class Sampler implements Disposable {
   #isTextual(token: number): boolean {
     if (this.#tokenizer.isEndOfGeneration(token)) return true
     const piece = this.#tokenizer.piece(token)
-    return piece.length === 0 ? this.#markup : isTextual(piece)
+    return piece.length === 0 ? this.#markup === 'any' || this.#markup.has(token) : isTextual(piece)
   }
 
   #tailAfter(token: number): Uint8Array {

@@ -9,6 +9,9 @@
 import { Environment, Interpreter, Template } from '@huggingface/jinja'
 import { KvasirError } from '../../contract/errors.ts'
 import type { Tokenizer } from '../tokenizer/tokenizer.ts'
+import { detectToolFormat, showsSystem, type ToolFormat } from '../tools/format.ts'
+import { withToolsAsText } from '../tools/generic.ts'
+import { withShortIds } from '../tools/mistral.ts'
 
 export interface ContentPart {
   readonly type: string
@@ -44,7 +47,7 @@ export interface TemplateTokens {
 export interface RenderOptions {
   /** End with the header of an assistant's turn, so that the model answers. Default true. */
   readonly addGenerationPrompt?: boolean
-  /** Tools in OpenAI's form, for templates that know tools. */
+  /** Tools in OpenAI's form. Templates that know none are given a text about them, see docs/tools.md. */
   readonly tools?: readonly object[]
   /** More variables for the template, e.g. `{ enable_thinking: false }`. They win over all others. */
   readonly extra?: Readonly<Record<string, unknown>>
@@ -59,6 +62,8 @@ export class ChatTemplate {
   readonly source: string
   readonly #template: Template
   readonly #tokens: TemplateTokens
+  #toolFormat: ToolFormat | undefined
+  #showsSystem: boolean | undefined
 
   /** @throws KvasirError TEMPLATE_FAILED when the source is not a template. */
   constructor(source: string, tokens: TemplateTokens) {
@@ -80,22 +85,24 @@ export class ChatTemplate {
     })
   }
 
+  /** How this template's model writes calls of functions. */
+  get toolFormat(): ToolFormat {
+    return (this.#toolFormat ??= detectToolFormat((messages, tools) => this.#run(checkMessages(messages), { tools })))
+  }
+
   /**
    * @throws KvasirError TEMPLATE_FAILED with what the template said, e.g. that roles must alternate.
    */
   render(messages: readonly ChatMessage[], options: RenderOptions = {}): string {
-    const { addGenerationPrompt = true, tools, extra = {} } = options
+    const checked = checkMessages(messages)
     try {
-      return run(this.#template, {
-        ...GLOBALS,
-        documents: null,
-        bos_token: this.#tokens.bosToken ?? '',
-        eos_token: this.#tokens.eosToken ?? '',
-        add_generation_prompt: addGenerationPrompt,
-        tools: tools && tools.length > 0 ? withoutUndefined(tools) : null,
-        messages: checkMessages(messages),
-        ...(withoutUndefined(extra) as Record<string, unknown>),
-      })
+      const { tools = [] } = options
+      if (tools.length === 0 && !messages.some((m) => m.role === 'tool' || m.tool_calls))
+        return this.#run(checked, options)
+      if (this.toolFormat === 'mistral') return this.#run(checkMessages(withShortIds(messages)), options)
+      if (this.toolFormat !== 'generic') return this.#run(checked, options)
+      const plain = withToolsAsText(messages, { tools, system: this.#knowsSystem })
+      return this.#run(checkMessages(plain), { ...options, tools: [] })
     } catch (error) {
       if (error instanceof KvasirError) throw error
       throw failure('the chat template refused these messages', error)
@@ -106,6 +113,24 @@ export class ChatTemplate {
   writesBos(rendered: string): boolean {
     const { bosToken } = this.#tokens
     return bosToken !== null && bosToken !== '' && rendered.startsWith(bosToken)
+  }
+
+  get #knowsSystem(): boolean {
+    return (this.#showsSystem ??= showsSystem((messages) => this.#run(checkMessages(messages), {})))
+  }
+
+  #run(messages: readonly unknown[], options: RenderOptions): string {
+    const { addGenerationPrompt = true, tools, extra = {} } = options
+    return run(this.#template, {
+      ...GLOBALS,
+      documents: null,
+      bos_token: this.#tokens.bosToken ?? '',
+      eos_token: this.#tokens.eosToken ?? '',
+      add_generation_prompt: addGenerationPrompt,
+      tools: tools && tools.length > 0 ? withoutUndefined(tools) : null,
+      messages,
+      ...(withoutUndefined(extra) as Record<string, unknown>),
+    })
   }
 }
 
@@ -149,7 +174,7 @@ function checkMessages(messages: readonly ChatMessage[]): unknown[] {
     return withoutUndefined({
       ...rest,
       content: joinText(content ?? null),
-      ...(calls && { tool_calls: calls.map(readArguments) }),
+      ...(calls && calls.length > 0 && { tool_calls: calls.map(readArguments) }),
     })
   })
 }

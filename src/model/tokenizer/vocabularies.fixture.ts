@@ -27,8 +27,8 @@ const CONTROL = 3
 const BYTE = 6
 type Entry = readonly [text: string, type: number, score?: number]
 
-/** SentencePiece like Llama 2: byte tokens, and a space put in front of every text. */
-export async function spaceFirstVocabulary(): Promise<Tokenizer> {
+/** SentencePiece like Llama 2: byte tokens, and a space put in front of every text. `markup` are more control tokens. */
+export async function spaceFirstVocabulary(markup: readonly string[] = []): Promise<Tokenizer> {
   const words = ['▁', '▁the', '▁a', '▁b', ...'abcdefgh.', 'ab', 'the', 'th', '▁t', '▁th']
   const entries: Entry[] = [
     ['<unk>', UNKNOWN],
@@ -36,6 +36,7 @@ export async function spaceFirstVocabulary(): Promise<Tokenizer> {
     ['</s>', CONTROL],
     ...Array.from({ length: 256 }, (_, i): Entry => [`<0x${i.toString(16).toUpperCase().padStart(2, '0')}>`, BYTE]),
     ...words.map((word, i): Entry => [word, NORMAL, word.length * 8 - i]),
+    ...markup.map((text): Entry => [text, CONTROL]),
   ]
   return load('llama', entries, [], { bos: 1, eos: 2 })
 }
