@@ -4,6 +4,7 @@
  */
 import koffi from 'koffi'
 import { KvasirError } from '../src/contract/errors.ts'
+import type { Pooling } from '../src/engine/embed.ts'
 import type { Pointer } from '../src/ggml/declare.ts'
 import { captureLog, loggedErrors } from '../src/ggml/log.ts'
 import { Owned } from '../src/ggml/owned.ts'
@@ -24,11 +25,17 @@ export interface PeerOptions {
   readonly sequences?: number
   /** Whether all sequences share one buffer of cells, or have one each. */
   readonly unified?: boolean
+  /** For {@link Peer.embed} instead of logits. */
+  readonly pooling?: Pooling
 }
+
+/** enum llama_pooling_type. */
+const POOLING_TYPES: Readonly<Record<Pooling, number>> = { mean: 1, last: 3 }
 
 export class Peer extends Owned {
   readonly options: PeerOptions
   readonly vocab: number
+  readonly width: number
   readonly #context: Pointer
   readonly #pool: ThreadPool | null
   readonly #tokens: Pointer
@@ -41,6 +48,7 @@ export class Peer extends Owned {
     this.options = options
     this.#context = context
     this.vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+    this.width = llama.llama_model_n_embd(model)
     this.#pool = options.threads > 1 ? new ThreadPool(options.threads) : null
     if (this.#pool) llama.llama_attach_threadpool(context, this.#pool.ptr, this.#pool.ptr)
     this.#tokens = koffi.alloc('int32_t', options.chunk) as Pointer
@@ -67,6 +75,7 @@ export class Peer extends Owned {
       flash_attn_type: options.flash === false ? 0 : 1,
       type_k: GGML_TYPES[options.keyType ?? 'f16'].id,
       type_v: GGML_TYPES[options.valueType ?? 'f16'].id,
+      ...(options.pooling ? { embeddings: true, pooling_type: POOLING_TYPES[options.pooling] } : {}),
     })
     if (!context) {
       llama.llama_model_free(model)
@@ -115,6 +124,17 @@ export class Peer extends Owned {
       if (status !== 0) throw new KvasirError('NATIVE_FAILED', `llama_decode returned ${status}`)
     }
     llama.llama_synchronize(this.#context)
+  }
+
+  /** Pools the states of tokens, of one chunk at most: libllama pools each of its batches by itself. f32 [D], as they are. */
+  embed(tokens: Int32Array): Float32Array {
+    if (tokens.length > this.options.chunk)
+      throw new KvasirError('INVALID_ARGUMENT', `${tokens.length} tokens in a batch of ${this.options.chunk}`)
+    this.clear()
+    this.run(tokens)
+    const address = llama.llama_get_embeddings_seq(this.#context, 0)
+    if (!address) throw new KvasirError('NATIVE_FAILED', 'libllama has no embedding')
+    return new Float32Array(koffi.view(address, this.width * 4)).slice()
   }
 
   /** Gives every sequence what sequence 0 has cached. */

@@ -2,12 +2,31 @@
 export { CACHE_TYPES, type CacheType } from './cache/arena.ts'
 export { ERROR_CODES, type ErrorCode, KvasirError } from './contract/errors.ts'
 export type { EngineEvent, Logged } from './contract/events.ts'
-export type { CacheSnapshot, EngineApi, EngineInfo, EngineStatus } from './engine/api.ts'
+export type {
+  ArenaMap,
+  CacheMap,
+  CacheSnapshot,
+  EngineApi,
+  EngineInfo,
+  EngineStatus,
+  RequestStatus,
+} from './engine/api.ts'
+export { type Embedding, type EmbedRequest, POOLINGS, type Pooling } from './engine/embed.ts'
 export { Engine } from './engine/engine.ts'
 export { LocalEngine } from './engine/local.ts'
 export type { EngineOptions } from './engine/options.ts'
-export type { FinishReason, GeneratePart, GenerateRequest, Timings, TokenLogprob } from './engine/request.ts'
+export type {
+  FinishReason,
+  GeneratePart,
+  GenerateRequest,
+  PromptRequest,
+  SharingRequest,
+  Timings,
+  TokenLogprob,
+  TokenText,
+} from './engine/request.ts'
 export { LOWERINGS, type LoweringName } from './executor/lower/lowering.ts'
 export type { SamplingParams } from './model/sampling/params.ts'
 export type { ChatMessage } from './model/template/template.ts'
+export type { ToolFormat } from './model/tools/format.ts'
 export type { LoadProgress, WeightReport } from './model/weights/load.ts'

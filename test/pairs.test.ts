@@ -258,7 +258,7 @@ async function runPair(pair: Pair, index: number): Promise<void> {
   }
   let second = await round()
   if (has('host') && engine instanceof LocalEngine) {
-    engine.prefixes.evict(1000)
+    engine.prefixes.evict(1000, 'admission')
     scribble(engine.store)
     second = await round()
   }

@@ -27,6 +27,27 @@ describe('a page pool', () => {
     assert.throws(() => pool.releasePage(p), /not held/)
   })
 
+  it('knows since when a page is held as it is', () => {
+    let now = 1000
+    const pool = new PagePool(4, 3, () => now)
+    const p = pool.takePage(null, null)!
+    now += 5
+    assert.deepEqual([pool.age(p), pool.age(p + 1)], [5, 0])
+    pool.holdPage(p)
+    assert.equal(pool.age(p), 0)
+    now += 7
+    pool.releasePage(p)
+    assert.equal(pool.age(p), 7)
+    pool.splitPage(p)
+    pool.releaseBlock(p, 0)
+    assert.equal(pool.age(p), 7)
+    assert.equal(pool.takeBlock(0, null), p)
+    assert.deepEqual([pool.age(p), pool.isFree(p)], [0, false])
+    now += 1
+    for (const c of [0, 1, 2]) pool.releaseBlock(p, c)
+    assert.deepEqual([pool.age(p), pool.isFree(p)], [0, true])
+  })
+
   it('opens extents in the smallest gap that is large enough, else in the largest', () => {
     const pool = new PagePool(16, 1)
     for (const p of [3, 9]) pool.holdPage(page(p)) // gaps: [0, 3) [4, 9) [10, 16)

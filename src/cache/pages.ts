@@ -29,17 +29,23 @@ export class PagePool {
   readonly #blocks: (Uint32Array | null)[]
   /** Extents that cover a page. */
   readonly #claims: Uint16Array
+  /** When somebody last began to hold a page or a block of it, on the clock `now`. */
+  readonly #heldMs: Float64Array
+  readonly #now: () => number
   /** Pages without whole holders of which some blocks are held, some free. */
   readonly #fragmented = new Set<number>()
   #freePages: number
   #usedBlocks = 0
 
-  constructor(pages: number, columns: number) {
+  /** @param now milliseconds */
+  constructor(pages: number, columns: number, now: () => number = () => performance.now()) {
     this.pages = pages
     this.columns = columns
     this.#whole = new Uint32Array(pages)
     this.#blocks = Array.from({ length: pages }, () => null)
     this.#claims = new Uint16Array(pages)
+    this.#heldMs = new Float64Array(pages)
+    this.#now = now
     this.#freePages = pages
   }
 
@@ -60,7 +66,7 @@ export class PagePool {
    * that has it, else the largest.
    */
   openExtent(pages: number, after: number | null = null): Extent | null {
-    const mayClaim = (p: number) => this.#isFree(p) && this.#claims[p] === 0
+    const mayClaim = (p: number) => this.isFree(p) && this.#claims[p] === 0
     let best: Extent | null = null
     let bestSize = 0
     for (const gap of this.#gaps(mayClaim)) {
@@ -85,7 +91,7 @@ export class PagePool {
 
   /** Whether an extent has a free page. */
   hasFree(extent: Extent): boolean {
-    return this.#first(extent.from, extent.to, (p) => this.#isFree(p)) >= 0
+    return this.#first(extent.from, extent.to, (p) => this.isFree(p)) >= 0
   }
 
   closeExtent(extent: Extent): void {
@@ -101,13 +107,13 @@ export class PagePool {
   takePage(after: number | null, extent: Extent | null): PageId | null {
     if (this.#freePages === 0) return null
     let page = -1
-    if (after !== null && after + 1 < this.pages && this.#isFree(after + 1)) {
+    if (after !== null && after + 1 < this.pages && this.isFree(after + 1)) {
       const own = extent !== null && after + 1 >= extent.from && after + 1 < extent.to
       if (this.#claims[after + 1]! === 0 || (own && this.#claims[after + 1]! === 1)) page = after + 1
     }
-    if (page < 0 && extent) page = this.#first(extent.from, extent.to, (p) => this.#isFree(p))
-    if (page < 0) page = this.#first(0, this.pages, (p) => this.#isFree(p) && this.#claims[p] === 0)
-    if (page < 0) page = this.#first(0, this.pages, (p) => this.#isFree(p))
+    if (page < 0 && extent) page = this.#first(extent.from, extent.to, (p) => this.isFree(p))
+    if (page < 0) page = this.#first(0, this.pages, (p) => this.isFree(p) && this.#claims[p] === 0)
+    if (page < 0) page = this.#first(0, this.pages, (p) => this.isFree(p))
     this.holdPage(page as PageId)
     return page as PageId
   }
@@ -119,6 +125,7 @@ export class PagePool {
     this.#whole[page]!++
     this.#usedBlocks += this.columns - before
     this.#fragmented.delete(page)
+    this.#heldMs[page] = this.#now()
   }
 
   releasePage(page: PageId): void {
@@ -148,7 +155,7 @@ export class PagePool {
   takeBlock(column: number, after: number | null): PageId | null {
     const free = (p: number) => this.#isBlockFree(p, column)
     let page = -1
-    if (after !== null && after + 1 < this.pages && !this.#isFree(after + 1) && free(after + 1)) page = after + 1
+    if (after !== null && after + 1 < this.pages && !this.isFree(after + 1) && free(after + 1)) page = after + 1
     if (page < 0)
       for (const p of this.#fragmented)
         if (free(p)) {
@@ -156,16 +163,10 @@ export class PagePool {
           break
         }
     if (page < 0 && this.#freePages === 0) return null
-    if (
-      page < 0 &&
-      after !== null &&
-      after + 1 < this.pages &&
-      this.#isFree(after + 1) &&
-      this.#claims[after + 1] === 0
-    )
+    if (page < 0 && after !== null && after + 1 < this.pages && this.isFree(after + 1) && this.#claims[after + 1] === 0)
       page = after + 1
-    if (page < 0) page = this.#first(0, this.pages, (p) => this.#isFree(p) && this.#claims[p] === 0)
-    if (page < 0) page = this.#first(0, this.pages, (p) => this.#isFree(p))
+    if (page < 0) page = this.#first(0, this.pages, (p) => this.isFree(p) && this.#claims[p] === 0)
+    if (page < 0) page = this.#first(0, this.pages, (p) => this.isFree(p))
     this.holdBlock(page as PageId, column)
     return page as PageId
   }
@@ -178,6 +179,7 @@ export class PagePool {
     const now = this.#used(page)
     this.#usedBlocks += now - before
     this.#settle(page, now)
+    this.#heldMs[page] = this.#now()
   }
 
   releaseBlock(page: PageId, column: number): void {
@@ -200,7 +202,17 @@ export class PagePool {
     return this.#whole[page]! + (this.#blocks[page]?.[column] ?? 0)
   }
 
-  // for the checker ----------------------------------------------------------------------------------------------------
+  // for displays and the checker ----------------------------------------------------------------------------------------
+
+  /** Milliseconds since somebody last began to hold a page or a block of it; 0: nobody holds any. */
+  age(page: number): number {
+    return this.isFree(page) ? 0 : this.#now() - this.#heldMs[page]!
+  }
+
+  /** Whether nobody holds any part of a page. */
+  isFree(page: number): boolean {
+    return this.#whole[page] === 0 && this.#blocks[page] === null
+  }
 
   pageHolders(page: number): number {
     return this.#whole[page]!
@@ -221,10 +233,6 @@ export class PagePool {
   }
 
   // -------------------------------------------------------------------------------------------------------------------
-
-  #isFree(page: number): boolean {
-    return this.#whole[page] === 0 && this.#blocks[page] === null
-  }
 
   #isBlockFree(page: number, column: number): boolean {
     return this.#whole[page] === 0 && (this.#blocks[page]?.[column] ?? 0) === 0

@@ -96,15 +96,15 @@ describe('stored blocks', () => {
         Array.from({ length: 6 * PAGE_CELLS }, (_, i) => i),
         hashes,
       )
-      assert.equal(cache.evict(10), 0)
+      assert.equal(cache.evict(10, 'admission'), 0)
       cache.release(s)
       store.free(s)
       assert.equal(cache.evictablePages, 6)
-      assert.equal(cache.evict(2), 2)
+      assert.equal(cache.evict(2, 'admission'), 2)
       assert.equal(cache.longest(hashes), 4)
       const removed = events.filter((e) => e.kind === 'BlockRemoved').flatMap((e) => e.block_hashes)
       assert.deepEqual(removed, [hashes[5], hashes[4]])
-      assert.equal(cache.evict(99), 4)
+      assert.equal(cache.evict(99, 'admission'), 4)
       assert.equal(store.usedBytes, 0)
     }))
 

@@ -9,7 +9,7 @@
  */
 import { setImmediate } from 'node:timers/promises'
 import { KvasirError } from '../contract/errors.ts'
-import type { BlockHash, EngineEvent, Medium } from '../contract/events.ts'
+import type { BlockHash, EngineEvent, EvictCause, Medium } from '../contract/events.ts'
 import type { SequenceId } from '../contract/units.ts'
 import { PAGE_CELLS } from './arena.ts'
 import type { BlockRef } from './column.ts'
@@ -30,6 +30,14 @@ export interface PrefixCacheOptions {
   readonly emit: (event: EngineEvent) => void
 }
 
+/** How full a tier is. */
+export interface TierUse {
+  readonly medium: 'host' | 'disk'
+  readonly blocks: number
+  readonly bytes: number
+  readonly limitBytes: number
+}
+
 /** Stored blocks in more pieces than this are moved together; as many views are read one by one (`executor/place.ts`). */
 const MOST_PIECES = 4
 /** Rate of a tier of which nothing was read yet, bytes per second. */
@@ -43,6 +51,7 @@ export class PrefixCache {
   readonly #store: KvStore
   readonly #identity: CacheIdentity
   readonly #emit: (event: EngineEvent) => void
+  readonly #options: PrefixCacheOptions
   readonly #index = new PrefixIndex<BlockRef>({ pageTokens: PAGE_CELLS })
   /** From fast to slow. */
   readonly #tiers: readonly Tier[]
@@ -61,6 +70,7 @@ export class PrefixCache {
     this.#identity = identity
     this.#tiers = tiers
     this.#emit = o.emit
+    this.#options = o
   }
 
   /** @param identity of the engine, without tenant and salt. @throws KvasirError INVALID_ARGUMENT */
@@ -189,7 +199,7 @@ export class PrefixCache {
   }
 
   /** Gives up to `pages` pages back to the store; how many. Tiers get what they do not have yet. */
-  evict(pages: number): number {
+  evict(pages: number, cause: EvictCause): number {
     const gone = this.#index.evict(pages)
     if (!gone.length) return 0
     const offloaded = new Map<Medium, number>()
@@ -203,7 +213,7 @@ export class PrefixCache {
     }
     const { pageBytes } = this.#store.arenas[0]!
     this.#emit({ kind: 'BlockRemoved', block_hashes: gone.map((n) => n.hash), medium: 'device' })
-    this.#emit({ kind: 'pages-evict', pages: gone.length, bytes: gone.length * pageBytes })
+    this.#emit({ kind: 'pages-evict', pages: gone.length, bytes: gone.length * pageBytes, cause })
     for (const [to, n] of offloaded) this.#emit({ kind: 'pages-offload', pages: n, bytes: n * pageBytes, to })
     return gone.length
   }
@@ -213,13 +223,13 @@ export class PrefixCache {
   /**
    * Loads the blocks that follow those in memory from the tiers, where that is expected to be quicker than to compute them.
    * @param prefillMs measured time of so many rows; null while nothing was measured: then it loads
-   * @returns null when there is nothing to do
+   * @returns blocks loaded, by where they were; null when there is nothing to do
    */
   load(
     hashes: readonly BlockHash[],
     tokens: readonly number[],
     prefillMs: (rows: number) => number | null,
-  ): Promise<void> | null {
+  ): Promise<ReadonlyMap<Medium, number>> | null {
     if (!this.#tiers.length || this.#closed) return null
     const inMemory = this.longest(hashes)
     // The last row is always computed: it gives the first token.
@@ -241,7 +251,11 @@ export class PrefixCache {
     return this.#load(hashes.slice(0, blocks), tokens, inMemory)
   }
 
-  async #load(hashes: readonly BlockHash[], tokens: readonly number[], from: number): Promise<void> {
+  async #load(
+    hashes: readonly BlockHash[],
+    tokens: readonly number[],
+    from: number,
+  ): Promise<ReadonlyMap<Medium, number>> {
     const start = performance.now()
     let under = from === 0 ? null : this.#index.get(hashes[from - 1]!)
     if (under) this.#index.pin(under)
@@ -254,9 +268,10 @@ export class PrefixCache {
         if (!tier) break
         const before = at
         for await (const payload of tier.getMany(hashes.slice(at))) {
-          if (this.#closed || this.#clears !== clears) return
-          const next = this.#place(hashes[at]!, tokens.slice(at * PAGE_CELLS, (at + 1) * PAGE_CELLS), payload, under)
-          if (!next) return
+          if (this.#closed || this.#clears !== clears) return counts
+          const ids = tokens.slice(at * PAGE_CELLS, (at + 1) * PAGE_CELLS)
+          const next = this.#place(hashes[at]!, ids, payload, under, 'load')
+          if (!next) return counts
           if (under) this.#index.unpin(under)
           this.#index.pin(next)
           under = next
@@ -267,6 +282,7 @@ export class PrefixCache {
         }
         if (at === before) break
       }
+      return counts
     } finally {
       if (under && !this.#closed) this.#index.unpin(under)
       const ms = performance.now() - start
@@ -277,12 +293,18 @@ export class PrefixCache {
   }
 
   /** Puts a loaded block into a page and into the index; null when there is no room or the bytes do not fit. */
-  #place(hash: BlockHash, tokens: readonly number[], payload: Uint8Array, under: Node | null): Node | null {
+  #place(
+    hash: BlockHash,
+    tokens: readonly number[],
+    payload: Uint8Array,
+    under: Node | null,
+    cause: EvictCause,
+  ): Node | null {
     const known = this.#index.get(hash)
     if (known) return known
     const arena = this.#store.arenas[0]!
     if (payload.byteLength !== arena.pageBytes) return null
-    if (this.#store.pools[0]!.freePages === 0) this.evict(1)
+    if (this.#store.pools[0]!.freePages === 0) this.evict(1, cause)
     const place = this.#store.takePage(0, under?.place.page ?? null)
     if (!place) return null
     arena.writePage(place.page, payload)
@@ -350,6 +372,16 @@ export class PrefixCache {
     return this.#disk?.stats.bytes ?? 0
   }
 
+  /** What is kept below the memory, from fast to slow. */
+  get tiers(): TierUse[] {
+    const { hostCacheBytes, diskCacheBytes } = this.#options
+    return this.#tiers.map(({ medium, stats: { blocks, bytes } }) =>
+      medium === 'host'
+        ? { medium, blocks, bytes, limitBytes: hostCacheBytes }
+        : { medium: 'disk', blocks, bytes, limitBytes: diskCacheBytes },
+    )
+  }
+
   /** Why a tier is off, for people; null while all work. */
   get problem(): string | null {
     return this.#tiers.map((t) => t.problem).find((p) => p !== null) ?? null
@@ -415,7 +447,7 @@ export class PrefixCache {
             { file: path, block: at },
           )
         const ids = tokens.slice(at * PAGE_CELLS, (at + 1) * PAGE_CELLS)
-        const next: Node | null = this.#place(hashes[at]!, ids, payload, under)
+        const next: Node | null = this.#place(hashes[at]!, ids, payload, under, 'session')
         if (!next)
           throw new KvasirError(
             'KV_BUDGET',

@@ -30,10 +30,19 @@ export type RequestEvent =
       readonly kind: 'request-arrive'
       readonly request: RequestId
       readonly tenant: string
+      readonly task: 'generate' | 'embed'
       readonly promptTokens: number
     }
-  | { readonly kind: 'request-admit'; readonly request: RequestId; readonly cachedTokens: number }
+  | {
+      readonly kind: 'request-admit'
+      readonly request: RequestId
+      readonly cachedTokens: number
+      /** The cached tokens by where they were found: `host` and `disk` are those that were loaded for this request. */
+      readonly loadedTokens: Readonly<Record<'device' | 'host' | 'disk', number>>
+    }
   | { readonly kind: 'request-first-token'; readonly request: RequestId; readonly ttftMs: number }
+  /** A further sample of a request whose prompt is done: it has an id of its own, and an end of its own. */
+  | { readonly kind: 'request-fork'; readonly request: RequestId; readonly from: RequestId }
   /** Back to waiting. Its full blocks stay as stored prefixes for as long as there is room, or go to a tier. */
   | { readonly kind: 'request-preempt'; readonly request: RequestId; readonly rows: number }
   | {
@@ -42,12 +51,20 @@ export type RequestEvent =
       readonly reason: string
       readonly promptTokens: number
       readonly generatedTokens: number
+      /** Since it arrived. */
+      readonly ms: number
     }
   | { readonly kind: 'request-refuse'; readonly code: string; readonly promptTokens: number }
 
+/**
+ * What evicted pages made room for: a request that is admitted, one that grows, a block that is loaded from a tier, a
+ * session file that is read.
+ */
+export type EvictCause = 'admission' | 'growth' | 'load' | 'session'
+
 /** The ladder of memory: each rung is an event. */
 export type MemoryEvent =
-  | { readonly kind: 'pages-evict'; readonly pages: number; readonly bytes: number }
+  | { readonly kind: 'pages-evict'; readonly pages: number; readonly bytes: number; readonly cause: EvictCause }
   | { readonly kind: 'pages-offload'; readonly pages: number; readonly bytes: number; readonly to: Medium }
   | {
       readonly kind: 'pages-load'

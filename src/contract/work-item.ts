@@ -17,6 +17,8 @@ export interface WorkOutputs {
   readonly logits: readonly number[]
   /** Whether the residual rows behind layer `layers.to - 1` are wanted, all of them. */
   readonly hidden: boolean
+  /** Rows whose states behind the model's final norm are wanted, ascending: what embeddings are made of. Default: none. */
+  readonly normed?: readonly number[]
 }
 
 /** Where an item's keys and values go, in the sequence's table. */
@@ -56,6 +58,8 @@ export interface WorkResult {
   readonly logits: Float32Array | null
   /** f32 [D, rows]; valid until the next step. */
   readonly hidden: Float32Array | null
+  /** f32 [D, outputs.normed.length]; valid until the next step. */
+  readonly normed: Float32Array | null
 }
 
 export interface StepResult {

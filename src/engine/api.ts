@@ -2,9 +2,14 @@
  * What an engine is to those who use it, wherever it runs: `LocalEngine` in this process, `Engine` as the client of a
  * process of its own. Everything that crosses here is plain data.
  */
+import type { CacheType } from '../cache/arena.ts'
+import type { TierUse } from '../cache/prefix-cache.ts'
 import type { BlockHash, EngineEvent, Logged, Medium } from '../contract/events.ts'
+import type { ToolFormat } from '../model/tools/format.ts'
 import type { WeightReport } from '../model/weights/load.ts'
-import type { GeneratePart, GenerateRequest } from './request.ts'
+import type { SchedulerName } from '../scheduler/index.ts'
+import type { Embedding, EmbedRequest } from './embed.ts'
+import type { GeneratePart, GenerateRequest, PromptRequest } from './request.ts'
 
 /** What was loaded, and how; it does not change. */
 export interface EngineInfo {
@@ -26,6 +31,19 @@ export interface EngineInfo {
   readonly kvMemory: number
   /** Bytes that one token takes in the cache. */
   readonly kvBytesPerToken: number
+  readonly keyType: CacheType
+  readonly valueType: CacheType
+  readonly scheduler: SchedulerName
+  /** Most rows of a step. */
+  readonly tokenBudget: number
+  /** Most sequences that run at once. */
+  readonly maxSequences: number
+  /** Requests that may wait. */
+  readonly maxWaiting: number
+  /** How the model writes calls of functions. */
+  readonly toolFormat: ToolFormat
+  /** Id of the control token that begins tool calls, where the format has one (Mistral's). */
+  readonly toolCallToken: number | null
   readonly weights: readonly WeightReport[]
 }
 
@@ -57,6 +75,48 @@ export interface EngineStatus {
     readonly steps: number
     readonly restarts: number
   }
+  /** Those that run, oldest admission first, then those that wait; no more than {@link MOST_REQUESTS}. */
+  readonly requests: readonly RequestStatus[]
+}
+
+/** Requests that a status tells of. */
+export const MOST_REQUESTS = 256
+
+/** One sequence: further samples of a request stand beside its first. */
+export interface RequestStatus {
+  /** As in events. */
+  readonly id: number
+  readonly tenant: string
+  readonly phase: 'waiting' | 'prefill' | 'decode'
+  readonly promptTokens: number
+  /** Rows that are in the cache. */
+  readonly computed: number
+  /** Tokens of the answer so far. */
+  readonly generated: number
+  /** Since its arrival. */
+  readonly ageMs: number
+}
+
+/** The store as a picture, page by page. */
+export interface CacheMap {
+  /** Tokens that a page holds. */
+  readonly pageTokens: number
+  readonly arenas: readonly ArenaMap[]
+  /** Places below the arenas, from fast to slow. */
+  readonly tiers: readonly TierUse[]
+}
+
+export interface ArenaMap {
+  readonly keyType: CacheType
+  readonly valueType: CacheType
+  readonly pageBytes: number
+  readonly pages: number
+  /** A character per page: `.` free, `o` held by one sequence, `s` by several, `p` only by stored prefixes. */
+  readonly states: string
+  /** [pages]: id, as in events, of the request that has run longest of those that hold it; 0: none. */
+  readonly owners: readonly number[]
+  /** [pages]: milliseconds since it was last taken, shared or read as a prefix; 0 for free ones. */
+  readonly agesMs: readonly number[]
 }
 
 export interface CacheSnapshot {
@@ -79,11 +139,18 @@ export interface EngineApi extends AsyncDisposable {
    *   QUEUE_FULL, KV_BUDGET, ENGINE_CRASHED, DISPOSED
    */
   generate(request: GenerateRequest): AsyncGenerator<GeneratePart, void, undefined>
+  /**
+   * One vector for a text: the states behind the model's final norm, pooled. It is batched with everything else that runs.
+   * @throws KvasirError what {@link generate} throws
+   */
+  embed(request: EmbedRequest): Promise<Embedding>
   /** The tokens of a request's prompt. @throws KvasirError INVALID_ARGUMENT, TEMPLATE_FAILED */
-  tokenize(request: Pick<GenerateRequest, 'messages' | 'prompt' | 'tokens'>): Promise<Int32Array>
+  tokenize(request: PromptRequest): Promise<Int32Array>
   /** Text of tokens. */
   detokenize(tokens: readonly number[] | Int32Array): Promise<string>
   status(): Promise<EngineStatus>
+  /** Which pages are held, by whom, and for how long: for displays. */
+  cacheMap(): Promise<CacheMap>
   /** Events from now on; the function it gives ends it. */
   onEvent(listener: (event: Logged<EngineEvent>) => void): () => void
   /** Blocks that are stored in memory now, and the id of the last event: a follower begins here and goes on with events. */
@@ -94,7 +161,7 @@ export interface EngineApi extends AsyncDisposable {
    * Writes the cached rows of a prompt, as far as there are any, to a file; the tokens that it holds.
    * @throws KvasirError GGUF_IO, INVALID_ARGUMENT when nothing of it is stored, ABORTED when the cache is cleared meanwhile, DISPOSED
    */
-  saveSession(path: string, request: Pick<GenerateRequest, 'messages' | 'prompt' | 'tokens'>): Promise<number>
+  saveSession(path: string, request: PromptRequest): Promise<number>
   /**
    * Makes a saved session's rows a stored prefix; the tokens that it holds.
    * @throws KvasirError SESSION_INVALID, GGUF_IO, KV_BUDGET, ABORTED when the cache is cleared meanwhile, DISPOSED

@@ -9,6 +9,7 @@ import type { KvasirError } from '../contract/errors.ts'
 import { readGguf, str, writeGguf } from '../ggml/gguf/index.ts'
 import { loadNative } from '../ggml/library.ts'
 import { liveNatives } from '../ggml/owned.ts'
+import type { ChatMessage } from '../model/template/template.ts'
 import { LocalEngine as Engine } from './local.ts'
 import { type EngineOptions, modelPath } from './options.ts'
 import type { GeneratePart, GenerateRequest } from './request.ts'
@@ -86,6 +87,30 @@ describe('an answer', () => {
     assert.deepEqual((await collect({ tokens, sampling: greedy })).tokens, want)
   })
 
+  it('begins with BOS unless told otherwise', async () => {
+    const { bos } = engine.model.tokenizer
+    const [first, ...rest] = await engine.tokenize({ prompt: 'The ship' })
+    assert.equal(first, bos)
+    assert.deepEqual([...(await engine.tokenize({ prompt: 'The ship', addSpecial: false }))], rest)
+    const { end } = await collect({ prompt: 'The ship', addSpecial: false, maxTokens: 1 })
+    assert.equal(end.timings.prompt_tokens, rest.length)
+  })
+
+  it('knows the tools and the template options of its request', async () => {
+    const name = 'look_up_weather'
+    const tools = [{ type: 'function', function: { name, parameters: { type: 'object', properties: {} } } }]
+    const { messages } = question as { messages: ChatMessage[] }
+    const text = engine.model.tokenizer.decode(await engine.tokenize({ messages, tools }), { special: true })
+    assert.ok(text.includes(name), text)
+    const { end } = await collect({ ...question, tools, maxTokens: 1 })
+    assert.equal(end.timings.prompt_tokens, (await engine.tokenize({ messages, tools })).length)
+    const open = { add_generation_prompt: false }
+    const bare = await engine.tokenize({ messages, templateOptions: open })
+    const whole = await engine.tokenize({ messages })
+    assert.ok(bare.length < whole.length)
+    assert.deepEqual(bare, whole.slice(0, bare.length))
+  })
+
   it('is the same when its prompt is still in the cache', async () => {
     await collect({ prompt: 'Something else.', sampling: greedy, maxTokens: 4 })
     const cold = await collect(question)
@@ -133,6 +158,21 @@ describe('an answer', () => {
     const first = (await parts.next()).value as GeneratePart
     await parts.return()
     assert.ok(first.kind === 'token' && first.logprob !== undefined && first.logprob < 0 && first.top?.length === 3)
+  })
+
+  it('tells the bytes of its tokens, which are its text', async () => {
+    const jsonSchema = { const: 'Grüße 👋' }
+    const bytes: number[] = []
+    let text = ''
+    for await (const part of engine.generate({ ...question, sampling: { ...greedy, jsonSchema, logprobs: 2 } })) {
+      text += part.text
+      if (part.kind !== 'token') continue
+      bytes.push(...part.bytes!)
+      for (const t of part.top!)
+        assert.deepEqual(t.bytes, [...engine.model.tokenizer.piece(t.token, { special: true })])
+    }
+    assert.equal(text, JSON.stringify(jsonSchema.const))
+    assert.equal(Buffer.from(bytes).toString('utf8'), text)
   })
 
   it('obeys a JSON schema', async () => {
@@ -327,6 +367,14 @@ describe('errors name what is wrong and how to mend it', () => {
       { prompt: 'a', sampling: { topk: 3 } },
       { prompt: 'a', stop: '' },
       { prompt: 'a', max_tokens: 3 },
+      { prompt: 'a', tools: [] },
+      { prompt: 'a', templateOptions: {} },
+      { messages: question.messages, addSpecial: false },
+      { messages: question.messages, tools: {} },
+      { messages: question.messages, tools: [1] },
+      { messages: question.messages, templateOptions: [] },
+      { prompt: 'a', addSpecial: 1 },
+      { prompt: 7 },
       { tokens: [5000] },
       { tokens: [] },
     ])

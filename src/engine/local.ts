@@ -6,40 +6,39 @@
  * for await (const part of engine.generate({ messages: [{ role: 'user', content: 'Hello' }] })) process.stdout.write(part.text)
  * ```
  */
-import { arenaBytes, PAGE_CELLS, pageBytes } from '../cache/arena.ts'
-import { type CacheIdentity, fileDigest } from '../cache/identity.ts'
+import { arenaBytes } from '../cache/arena.ts'
+import type { CacheIdentity } from '../cache/identity.ts'
 import { PrefixCache } from '../cache/prefix-cache.ts'
 import { KvStore, type StoreShape } from '../cache/store.ts'
-import { KvasirError, showBytes } from '../contract/errors.ts'
+import { KvasirError } from '../contract/errors.ts'
 import type { EngineEvent, Logged } from '../contract/events.ts'
 import { Executor, scratchBytes } from '../executor/run.ts'
-import { storeShape } from '../executor/store-shape.ts'
-import { type Device, deviceNamed, devices } from '../ggml/device.ts'
+import { deviceNamed, devices } from '../ggml/device.ts'
 import { loadNative } from '../ggml/library.ts'
-import type { ModelConfig } from '../model/config.ts'
-import { freeHostBytes } from '../model/memory.ts'
 import { Model } from '../model/model.ts'
 import { checkSampling } from '../model/sampling/params.ts'
 import { ChatTemplate } from '../model/template/template.ts'
 import { StopMatcher } from '../model/tokenizer/stop.ts'
 import { DEFAULT_SCHEDULER_OPTIONS, schedulerNamed } from '../scheduler/index.ts'
-import type { CacheSnapshot, EngineApi, EngineInfo, EngineStatus } from './api.ts'
-import type { Task } from './branch.ts'
+import {
+  type CacheMap,
+  type CacheSnapshot,
+  type EngineApi,
+  type EngineInfo,
+  type EngineStatus,
+  MOST_REQUESTS,
+} from './api.ts'
+import { cacheMap } from './cache-map.ts'
+import { describe, fullIdentity, identityOf } from './describe.ts'
+import { checkEmbed, defaultPooling, type Embedding, type EmbedRequest } from './embed.ts'
 import { EventLog } from './events.ts'
 import { EngineLoop } from './loop.ts'
-import {
-  type CompleteOptions,
-  completeOptions,
-  DEFAULT_CONTEXT,
-  DEFAULT_CONTEXTS,
-  DEFAULT_SHARE,
-  type EngineOptions,
-  modelPath,
-} from './options.ts'
+import { type CompleteOptions, completeOptions, DEFAULT_CONTEXT, type EngineOptions, modelPath } from './options.ts'
 import { PartQueue } from './parts.ts'
-import { checkRequest, type GeneratePart, type GenerateRequest } from './request.ts'
-
-type PromptOf = Pick<GenerateRequest, 'messages' | 'prompt' | 'tokens'>
+import { planStore } from './plan-store.ts'
+import { encodePrompt } from './prompt.ts'
+import { checkRequest, type GeneratePart, type GenerateRequest, type PromptRequest } from './request.ts'
+import { type EmbedTask, type GenerateTask, NOT_STARTED, stoppedByCaller, type Task } from './task.ts'
 
 export class LocalEngine implements EngineApi, Disposable {
   readonly model: Model
@@ -109,7 +108,7 @@ export class LocalEngine implements EngineApi, Disposable {
     try {
       const made = new KvStore(shape!, device)
       store = made
-      const info = describe(loaded, made, Math.min(contextLength, made.arenas[0]!.cells))
+      const info = describe(loaded, made, complete, Math.min(contextLength, made.arenas[0]!.cells))
       const emit = (event: EngineEvent) => events.add(event)
       const prefixes = await PrefixCache.open(
         made,
@@ -129,20 +128,33 @@ export class LocalEngine implements EngineApi, Disposable {
 
   async *generate(request: GenerateRequest): AsyncGenerator<GeneratePart, void, undefined> {
     this.#checkAlive()
-    const task = this.#task(request)
-    const abort = () => this.#cancel(task, request.signal?.reason)
-    if (request.signal?.aborted) throw new KvasirError('ABORTED', 'stopped by the caller', {}, request.signal.reason)
+    const task = this.#generateTask(request)
+    yield* this.#serve(task, task.parts)
+  }
+
+  async embed(request: EmbedRequest): Promise<Embedding> {
+    this.#checkAlive()
+    const task = this.#embedTask(request)
+    for await (const embedding of this.#serve(task, task.parts)) return embedding
+    throw new KvasirError('NATIVE_FAILED', 'the engine ended a request for an embedding without one')
+  }
+
+  /** What comes of a task, from its submission to its end. Whoever leaves early ends it. */
+  async *#serve<T>(task: Task, parts: PartQueue<T>): AsyncGenerator<T, void, undefined> {
+    const { signal } = task.request
+    const abort = () => this.#cancel(task, signal?.reason)
+    if (signal?.aborted) throw stoppedByCaller(signal.reason)
     this.#loop.submit(task)
     this.#tasks.add(task)
-    request.signal?.addEventListener('abort', abort, { once: true })
+    signal?.addEventListener('abort', abort, { once: true })
     try {
       for (;;) {
-        const part = await task.parts.next()
+        const part = await parts.next()
         if (part === undefined) return
         yield part
       }
     } finally {
-      request.signal?.removeEventListener('abort', abort)
+      signal?.removeEventListener('abort', abort)
       this.#tasks.delete(task)
       if (task.open > 0) this.#cancel(task, 'the caller left')
     }
@@ -154,59 +166,68 @@ export class LocalEngine implements EngineApi, Disposable {
     this.#loop.wake()
   }
 
-  #task(request: GenerateRequest): Task {
+  #generateTask(request: GenerateRequest): GenerateTask {
     checkRequest(request, this.options.maxSequences)
     const prompt = this.encodePrompt(request)
-    const { contextLength } = this.info
-    const room = contextLength - prompt.length
-    if (room < 1) {
-      const bound =
-        contextLength === this.store.arenas[0]!.cells ? 'kvMemory (--kv-memory)' : 'contextLength (--context)'
-      throw new KvasirError(
-        'CONTEXT_OVERFLOW',
-        `the prompt has ${prompt.length} tokens, and the context holds ${contextLength}, at least one of them for the ` +
-          `answer. Shorten the prompt, or load the model with a larger ${bound}`,
-        { promptTokens: prompt.length, contextLength },
-      )
-    }
-    const now = performance.now()
+    const room = this.info.contextLength - prompt.length
+    if (room < 1) throw this.#overflow(prompt.length, ', at least one of them for the answer')
     checkSampling(request.sampling ?? {}, this.model.tokenizer.vocabSize)
     new StopMatcher(typeof request.stop === 'string' ? [request.stop] : (request.stop ?? []))
     return {
+      ...this.#task(request, prompt),
+      kind: 'generate',
       request,
-      prompt,
-      tenant: request.tenant ?? '',
-      root: this.#prefixes.root(request.tenant ?? '', request.salt ?? ''),
       maxTokens: Math.min(request.maxTokens ?? room, room),
       endsContext: request.maxTokens === undefined || request.maxTokens > room,
       samples: request.samples ?? 1,
-      arrivedMs: now,
-      deadlineMs: request.deadlineMs === undefined ? null : now + request.deadlineMs,
       parts: new PartQueue(() => this.#loop.wake()),
-      cancelled: undefined,
-      ...{ startedMs: 0, promptEndMs: 0, firstTokenMs: 0, cachedTokens: 0, computeMs: 0 },
-      open: 1,
     }
   }
 
-  /** The tokens of a request's prompt. @throws KvasirError INVALID_ARGUMENT, TEMPLATE_FAILED */
-  encodePrompt(request: PromptOf): Int32Array {
-    const { tokenizer } = this.model
-    let tokens: Int32Array
-    if (request.tokens) {
-      tokens = Int32Array.from(request.tokens)
-      const bad = [...request.tokens].find((t) => !Number.isInteger(t) || t < 0 || t >= tokenizer.vocabSize)
-      if (bad !== undefined) throw new KvasirError('INVALID_ARGUMENT', `token ${bad} is outside the vocabulary`)
-    } else if (request.messages) {
-      const text = this.chatTemplate.render(request.messages)
-      tokens = tokenizer.encode(text, { addSpecial: !this.chatTemplate.writesBos(text), parseSpecial: true })
-    } else tokens = tokenizer.encode(request.prompt!, { addSpecial: true, parseSpecial: true })
-    if (tokens.length === 0)
-      throw new KvasirError('INVALID_ARGUMENT', 'the prompt is empty: there is nothing to continue')
-    return tokens
+  #embedTask(request: EmbedRequest): EmbedTask {
+    checkEmbed(request)
+    const prompt = this.encodePrompt(request)
+    if (prompt.length > this.info.contextLength) throw this.#overflow(prompt.length, '')
+    return {
+      ...this.#task(request, prompt),
+      kind: 'embed',
+      request,
+      pooling: request.pooling ?? defaultPooling(this.model.file),
+      maxTokens: 0,
+      samples: 1,
+      parts: new PartQueue(() => this.#loop.wake()),
+    }
   }
 
-  async tokenize(request: PromptOf): Promise<Int32Array> {
+  #task({ tenant = '', salt = '', deadlineMs }: EmbedRequest | GenerateRequest, prompt: Int32Array) {
+    const now = performance.now()
+    return {
+      ...NOT_STARTED,
+      prompt,
+      tenant,
+      root: this.#prefixes.root(tenant, salt),
+      arrivedMs: now,
+      deadlineMs: deadlineMs === undefined ? null : now + deadlineMs,
+    }
+  }
+
+  #overflow(promptTokens: number, remark: string): KvasirError {
+    const { contextLength } = this.info
+    const bound = contextLength === this.store.arenas[0]!.cells ? 'kvMemory (--kv-memory)' : 'contextLength (--context)'
+    return new KvasirError(
+      'CONTEXT_OVERFLOW',
+      `the prompt has ${promptTokens} tokens, and the context holds ${contextLength}${remark}. Shorten the prompt, or load ` +
+        `the model with a larger ${bound}`,
+      { promptTokens, contextLength },
+    )
+  }
+
+  /** The tokens of a request's prompt. @throws KvasirError INVALID_ARGUMENT, TEMPLATE_FAILED */
+  encodePrompt(request: PromptRequest): Int32Array {
+    return encodePrompt(request, this.model.tokenizer, () => this.chatTemplate)
+  }
+
+  async tokenize(request: PromptRequest): Promise<Int32Array> {
     this.#checkAlive()
     return this.encodePrompt(request)
   }
@@ -223,9 +244,11 @@ export class LocalEngine implements EngineApi, Disposable {
 
   async status(): Promise<EngineStatus> {
     this.#checkAlive()
+    const { running, waiting } = this.#loop
+    const now = performance.now()
     return {
-      running: this.#loop.running,
-      waiting: this.#loop.waiting,
+      running: running.length,
+      waiting: waiting.length,
       kv: {
         allocatedBytes: this.store.bytes,
         usedBytes: this.store.usedBytes,
@@ -235,7 +258,13 @@ export class LocalEngine implements EngineApi, Disposable {
       },
       scratchBytes: this.#executor.scratchBytes,
       totals: { ...this.#loop.totals, restarts: 0 },
+      requests: [...running, ...waiting].slice(0, MOST_REQUESTS).map((b) => b.status(now)),
     }
+  }
+
+  async cacheMap(): Promise<CacheMap> {
+    this.#checkAlive()
+    return cacheMap(this.store, this.#prefixes, this.#loop.running)
   }
 
   onEvent(listener: (event: Logged<EngineEvent>) => void): () => void {
@@ -257,7 +286,7 @@ export class LocalEngine implements EngineApi, Disposable {
     await this.#prefixes.clear()
   }
 
-  async saveSession(path: string, request: PromptOf): Promise<number> {
+  async saveSession(path: string, request: PromptRequest): Promise<number> {
     this.#checkAlive()
     const root = this.#prefixes.root('', '')
     return await this.#prefixes.save(path, root, [...this.encodePrompt(request)], await this.#identity())
@@ -308,67 +337,5 @@ export class LocalEngine implements EngineApi, Disposable {
     this.#executor[Symbol.dispose]()
     this.store[Symbol.dispose]()
     this.model[Symbol.dispose]()
-  }
-}
-
-/** The store that `kvMemory` pays for. @throws KvasirError KV_BUDGET when that is less than one page's worth */
-function planStore(config: ModelConfig, o: CompleteOptions, contextLength: number, device: Device): StoreShape {
-  const shapeOf = (cells: number) => storeShape(config, { ...o, cells }, device)
-  const perPage = pageBytes({ ...shapeOf(1), ...shapeOf(1).arenas[0]! })
-  const step = shapeOf(1).arenas[0]!.pages
-  const context = arenaBytes({ ...shapeOf(contextLength), ...shapeOf(contextLength).arenas[0]! })
-  const free = device.kind === 'cpu' ? freeHostBytes() : device.memory().free
-  // More than an arena's indices reach is no default.
-  const most = Math.floor((2 ** 31 - 1) / (config.headDim * config.kvHeads * PAGE_CELLS)) * perPage
-  const budget = o.kvMemory ?? Math.max(context, Math.min(DEFAULT_CONTEXTS * context, free * DEFAULT_SHARE, most))
-  const pages = Math.floor((budget - o.hostCacheBytes) / perPage / step) * step
-  if (pages < step)
-    throw new KvasirError(
-      'KV_BUDGET',
-      `kvMemory of ${showBytes(budget)}${o.hostCacheBytes ? `, less ${showBytes(o.hostCacheBytes)} for hostCacheBytes,` : ''} ` +
-        `does not hold the ${showBytes(step * perPage)} that ${step} pages take. Give more of it`,
-      { budgetBytes: budget, neededBytes: step * perPage },
-    )
-  const shape = shapeOf(1)
-  return { ...shape, arenas: [{ ...shape.arenas[0]!, pages }] }
-}
-
-function describe(
-  { file, config, device, tokenizer, weights }: Model,
-  store: KvStore,
-  contextLength: number,
-): EngineInfo {
-  const arena = store.arenas[0]!
-  const { architecture, name, layers, width, heads, kvHeads, headDim } = config
-  return {
-    file: file.path,
-    ...{ name, architecture, layers, width, heads, kvHeads, headDim },
-    vocabSize: tokenizer.vocabSize,
-    device: device.name,
-    contextLength,
-    kvMemory: store.bytes,
-    kvBytesPerToken: arena.pageBytes / PAGE_CELLS,
-    weights: weights.report,
-  }
-}
-
-async function fullIdentity(model: Model, store: KvStore, o: CompleteOptions): Promise<CacheIdentity> {
-  const digests = await Promise.all(model.file.parts.map((part) => fileDigest(part.path)))
-  return identityOf(model, store, o, digests.join('+'))
-}
-
-/** What cached rows depend on. Vocabulary and merges are in the model's file: one digest serves both. */
-function identityOf({ config }: Model, store: KvStore, o: CompleteOptions, digest: string): CacheIdentity {
-  const { keyType, valueType, valuesTransposed } = store.arenas[0]!.shape
-  const layout = `page${PAGE_CELLS} ${valuesTransposed ? 'transposed' : 'rows'} ${o.lowering}`
-  return {
-    model: digest,
-    tokenizer: digest,
-    adapters: [],
-    rope: { ...config.rope },
-    kv: { keys: keyType, values: valueType, layout },
-    policy: { name: 'full', params: {} },
-    tenant: '',
-    salt: '',
   }
 }

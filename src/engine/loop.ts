@@ -10,13 +10,17 @@ import type { KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
 import type { RequestView, Scheduler, SchedulerOptions, StepPlan } from '../contract/schedule.ts'
 import type { RequestId } from '../contract/units.ts'
-import type { WorkItem } from '../contract/work-item.ts'
+import type { WorkItem, WorkResult } from '../contract/work-item.ts'
 import type { Executor } from '../executor/run.ts'
 import type { Model } from '../model/model.ts'
 import { checkPlan, order } from '../scheduler/index.ts'
-import { type Branch, stoppedByCaller, type Task } from './branch.ts'
+import type { Branch } from './branch.ts'
 import type { EventLog } from './events.ts'
+import { cutRuns, type Piece } from './pieces.ts'
+import type { Pooler } from './pooler.ts'
 import { Roster, type Totals } from './roster.ts'
+import { stoppedByCaller, type Task } from './task.ts'
+import type { Writer } from './writer.ts'
 
 /** Quick steps run on the calling thread; at least this often, in milliseconds, the event loop gets its turn. */
 const YIELD_MS = 10
@@ -24,13 +28,6 @@ const YIELD_MS = 10
 export interface LoopOptions extends SchedulerOptions {
   readonly scheduler: Scheduler
   readonly maxWaiting: number
-}
-
-/** Rows of one branch in one run of the executor. */
-interface Piece {
-  readonly branch: Branch
-  readonly rows: number
-  readonly padding: number
 }
 
 export class EngineLoop {
@@ -61,16 +58,16 @@ export class EngineLoop {
     this.#prefixes = prefixes
     this.#events = events
     this.#options = options
-    this.#roster = new Roster(store, prefixes, events, model.tokenizer, () => this.wake())
+    this.#roster = new Roster(model, store, prefixes, events, () => this.wake())
   }
 
-  /** Branches that have pages. */
-  get running(): number {
-    return this.#roster.running.length
+  /** Branches that have pages, oldest admission first. */
+  get running(): readonly Branch[] {
+    return this.#roster.running
   }
 
-  get waiting(): number {
-    return this.#roster.waiting.length
+  get waiting(): readonly Branch[] {
+    return this.#roster.waiting
   }
 
   get totals(): Readonly<Totals> {
@@ -160,7 +157,8 @@ export class EngineLoop {
       return branch ? [{ branch, rows: w.rows, padding: w.padding ?? 0 }] : []
     })
     if (!work.length) return changed || this.#preemptResting()
-    for (const pieces of this.#runs(work)) await this.#runPieces(pieces)
+    const { tokenBudget, maxSequences } = this.#options
+    for (const pieces of cutRuns(work, tokenBudget, maxSequences)) await this.#runPieces(pieces)
     return true
   }
 
@@ -210,39 +208,14 @@ export class EngineLoop {
       if (next !== undefined) coming.add(next)
     }
     return waiting.filter((v) => {
-      const next = this.#roster.find(v.id).hashes[v.computed / PAGE_CELLS]
-      if (next === undefined) return true
+      const branch = this.#roster.find(v.id)
+      const at = v.computed / PAGE_CELLS
+      const next = branch.hashes[at]
+      if (next === undefined || at >= branch.reusableBlocks) return true
       if (coming.has(next)) return false
       coming.add(next)
       return true
     })
-  }
-
-  /** Cuts the work into runs of no more rows than a step should have: fcfs plans prompts as a whole. */
-  #runs(work: readonly Piece[]): Piece[][] {
-    const most = this.#options.tokenBudget
-    const runs: Piece[][] = [[]]
-    let rows = 0
-    for (const { branch, rows: all, padding } of work) {
-      let left = all
-      let pad = padding
-      while (left + pad > 0) {
-        const room = most - rows
-        if (room <= 0 || runs.at(-1)!.length >= this.#options.maxSequences) {
-          runs.push([])
-          rows = 0
-          continue
-        }
-        const take = Math.min(left, room)
-        const takePad = Math.min(pad, room - take)
-        runs.at(-1)!.push({ branch, rows: take, padding: takePad })
-        rows += take + takePad
-        left -= take
-        pad -= takePad
-        if (left + pad > 0) rows = most
-      }
-    }
-    return runs.filter((r) => r.length > 0)
   }
 
   // running --------------------------------------------------------------------------------------------------------------
@@ -263,8 +236,7 @@ export class EngineLoop {
         // Another sample of its request may have failed.
         if (!branch.sequence) continue
         this.#roster.publish(branch)
-        const { logits } = result.items[i]!
-        if (logits && branch.task.cancelled === undefined) this.#sample(branch, logits)
+        if (branch.task.cancelled === undefined) this.#take(branch, result.items[i]!)
       }
     } catch (error) {
       this.#step = null
@@ -286,7 +258,7 @@ export class EngineLoop {
       const { branch, rows, padding } = piece
       while (branch.sequence) {
         try {
-          this.#roster.reserve(branch.sequence, rows + padding)
+          this.#roster.reserve(branch.sequence, rows + padding, 'growth')
           const at = branch.computed
           this.#store.append(
             branch.sequence,
@@ -313,14 +285,13 @@ export class EngineLoop {
     const end = branch.computed
     const from = end - rows - padding
     const tokens = Int32Array.from({ length: rows + padding }, (_, i) => (i < rows ? branch.tokens[from + i]! : 0))
-    const complete = rows > 0 && from + rows === branch.tokens.length
     return {
       sequence: sequence.id,
       positions: Int32Array.from(tokens, (_, i) => from + i),
       store: { kind: 'tail' },
       layers: { from: 0, to: this.#model.config.layers },
       input: { kind: 'tokens', tokens },
-      outputs: { logits: complete ? [rows - 1] : [], hidden: false },
+      outputs: branch.outputs(from, from + rows),
       mask: { kind: 'causal' },
     }
   }
@@ -337,28 +308,37 @@ export class EngineLoop {
     })
   }
 
-  #sample(branch: Branch, logits: Float32Array): void {
-    const { task } = branch
-    const first = branch.generated === 0
+  /** Hands a branch the outputs behind its rows. */
+  #take(branch: Branch, { logits, normed }: WorkResult): void {
+    const { head } = branch
     try {
-      if (first) {
-        task.promptEndMs = performance.now()
-        const others = this.#roster.fork(branch)
-        branch.sampler.acceptPrompt(task.prompt)
-        for (const b of others) b.sampler.acceptPrompt(task.prompt)
-        for (const b of [branch, ...others]) this.#next(b, logits)
-      } else this.#next(branch, logits)
+      if (head.kind === 'pooler') this.#pool(branch, head, normed)
+      else if (logits && branch.generated > 0) this.#next(branch, head, logits)
+      else if (logits) this.#first(branch, logits)
     } catch (error) {
       this.#roster.fail(branch, error)
     }
   }
 
-  #next(branch: Branch, logits: Float32Array): void {
+  #pool(branch: Branch, head: Pooler, states: Float32Array | null): void {
+    if (states && head.add(states)) this.#roster.end(branch, 'embedded')
+  }
+
+  /** The prompt is done: its samples part. */
+  #first(branch: Branch, logits: Float32Array): void {
+    const { task } = branch
+    task.promptEndMs = performance.now()
+    const all = [branch, ...this.#roster.fork(branch)]
+    for (const { head } of all) if (head.kind === 'writer') head.sampler.acceptPrompt(task.prompt)
+    for (const b of all) if (b.head.kind === 'writer') this.#next(b, b.head, logits)
+  }
+
+  #next(branch: Branch, head: Writer, logits: Float32Array): void {
     const { task } = branch
     const first = task.firstTokenMs === 0
     // Before the token is chosen: an answer of one token ends with it, and tells its timings.
     if (first) task.firstTokenMs = performance.now()
-    const reason = branch.next(logits)
+    const reason = head.next(logits, branch.tokens)
     if (first) {
       const ttftMs = task.firstTokenMs - task.arrivedMs
       this.#events.add({ kind: 'request-first-token', request: branch.id, ttftMs })

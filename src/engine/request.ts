@@ -1,25 +1,30 @@
 /** What a caller asks for, and what comes back. */
 
 import { KvasirError } from '../contract/errors.ts'
+import type { TokenLogprob } from '../model/sampling/logprobs.ts'
 import type { SamplingParams } from '../model/sampling/params.ts'
 import type { ChatMessage } from '../model/template/template.ts'
 
-export interface GenerateRequest {
-  /** Turns of a conversation, put into text by the model's own chat template. One of `messages`, `prompt`, `tokens`. */
+export type { TokenLogprob }
+
+/** What a text is made of: one of `messages`, `prompt` and `tokens`. */
+export interface PromptRequest {
+  /** Turns of a conversation, put into text by the model's own chat template. */
   readonly messages?: readonly ChatMessage[]
+  /** With `messages`: functions that the model may call, in OpenAI's form. */
+  readonly tools?: readonly object[]
+  /** With `messages`: more variables for the chat template, e.g. `{ enable_thinking: false }`. */
+  readonly templateOptions?: Readonly<Record<string, unknown>>
   /** Text to continue. Special tokens in it are recognised. */
   readonly prompt?: string
+  /** With `prompt`: put BOS in front and EOS behind where the model wants them. Default true. */
+  readonly addSpecial?: boolean
   /** Tokens to continue, taken as they are. */
   readonly tokens?: readonly number[] | Int32Array
-  readonly sampling?: SamplingParams
-  /** Most tokens to generate. Default: until the context is full. */
-  readonly maxTokens?: number
-  /** Texts that end the answer; they are not part of it. */
-  readonly stop?: string | readonly string[]
-  /** Tokens that end the answer, beside the model's own. */
-  readonly stopTokens?: readonly number[]
-  /** Answers to generate from one prompt, which is computed and stored once. Default 1. */
-  readonly samples?: number
+}
+
+/** How a request shares the engine with others. */
+export interface SharingRequest {
   /** Higher goes first when requests wait. Default 0. */
   readonly priority?: number
   /** Whose request it is: tenants share nothing, and get their turns in fairness. Default: one tenant for all. */
@@ -28,14 +33,28 @@ export interface GenerateRequest {
   readonly salt?: string
   /** Give up with DEADLINE when the answer has not begun within this time from now, in milliseconds. */
   readonly deadlineMs?: number
-  /** Stops the request, in the middle of a step too; the iteration then throws ABORTED. */
+  /** Stops the request, in the middle of a step too; the call then throws ABORTED. */
   readonly signal?: AbortSignal
 }
 
-export interface TokenLogprob {
-  readonly token: number
-  /** Natural logarithm of its probability before temperature and penalties. */
-  readonly logprob: number
+export interface GenerateRequest extends PromptRequest, SharingRequest {
+  readonly sampling?: SamplingParams
+  /** Most tokens to generate. Default: until the context is full. */
+  readonly maxTokens?: number
+  /** Texts that end the answer; they are not part of it. */
+  readonly stop?: string | readonly string[]
+  /** Tokens that end the answer, beside the model's own. */
+  readonly stopTokens?: readonly number[]
+  /** Go on behind the model's own end of an answer, for load tests: needs `maxTokens`, and no grammar. Default false. */
+  readonly ignoreEnd?: boolean
+  /** Answers to generate from one prompt, which is computed and stored once. Default 1. */
+  readonly samples?: number
+}
+
+/** A token, how likely it was, and what it reads. */
+export interface TokenText extends TokenLogprob {
+  /** Its UTF-8 bytes, perhaps a part of a character; of control tokens their text. */
+  readonly bytes: readonly number[]
 }
 
 export type GeneratePart =
@@ -48,7 +67,9 @@ export type GeneratePart =
       readonly text: string
       /** With `sampling.logprobs`. */
       readonly logprob?: number
-      readonly top?: readonly TokenLogprob[]
+      /** With `logprob`: {@link TokenText.bytes}. */
+      readonly bytes?: readonly number[]
+      readonly top?: readonly TokenText[]
     }
   | {
       readonly kind: 'end'
@@ -59,6 +80,8 @@ export type GeneratePart =
       readonly reason: FinishReason
       /** Gives the same answer again, with the same request and machine. */
       readonly seed: number
+      /** Id of the request in events, the same for all its samples. */
+      readonly request: number
       readonly timings: Timings
     }
 
@@ -74,6 +97,8 @@ export type FinishReason =
 
 /** Names and units are those of the CLI's JSON. */
 export interface Timings {
+  /** From the request's arrival until it got its first pages. */
+  readonly queue_ms: number
   readonly prompt_tokens: number
   /** Prompt tokens whose keys and values were still in the cache: whole blocks of 32. */
   readonly cached_tokens: number
@@ -88,27 +113,72 @@ export interface Timings {
   readonly compute_ms: number
 }
 
+export const PROMPT_FIELDS = ['messages', 'tools', 'templateOptions', 'prompt', 'addSpecial', 'tokens'] as const
+export const SHARING_FIELDS = ['priority', 'tenant', 'salt', 'deadlineMs', 'signal'] as const
 const FIELDS = [
-  ...['messages', 'prompt', 'tokens', 'sampling', 'maxTokens', 'stop', 'stopTokens', 'samples', 'priority', 'tenant'],
-  ...['salt', 'deadlineMs', 'signal'],
+  ...PROMPT_FIELDS,
+  ...SHARING_FIELDS,
+  'sampling',
+  'maxTokens',
+  'stop',
+  'stopTokens',
+  'ignoreEnd',
+  'samples',
 ]
 
 /** @throws KvasirError INVALID_ARGUMENT */
 export function checkRequest(request: GenerateRequest, maxSamples: number): void {
-  const invalid = (what: string) => new KvasirError('INVALID_ARGUMENT', what)
-  const unknown = Object.keys(request).find((k) => !FIELDS.includes(k))
-  if (unknown) throw invalid(`unknown field "${unknown}". Known: ${FIELDS.join(', ')}`)
-  const given = (['messages', 'prompt', 'tokens'] as const).filter((k) => request[k] !== undefined)
-  if (given.length !== 1)
-    throw invalid(`a request needs one of messages, prompt and tokens; it has ${given.join(' and ') || 'none'}`)
-  const { maxTokens, samples, priority, tenant, salt, deadlineMs } = request
+  checkFields(request, FIELDS)
+  checkPrompt(request)
+  checkSharing(request)
+  const { maxTokens, samples, ignoreEnd, sampling = {} } = request
+  if (ignoreEnd !== undefined && typeof ignoreEnd !== 'boolean') throw invalid('ignoreEnd must be true or false')
+  if (ignoreEnd && (maxTokens === undefined || sampling.grammar !== undefined || sampling.jsonSchema || sampling.json))
+    throw invalid('ignoreEnd needs maxTokens, and goes with no grammar, jsonSchema or json: those end an answer')
   if (maxTokens !== undefined && (!Number.isSafeInteger(maxTokens) || maxTokens < 1))
     throw invalid(`maxTokens is ${maxTokens}; it must be a whole number from 1 up`)
   if (samples !== undefined && !(Number.isSafeInteger(samples) && samples >= 1 && samples <= maxSamples))
     throw invalid(`samples is ${samples}; it must be a whole number from 1 to ${maxSamples} (maxSequences)`)
+}
+
+/** @throws KvasirError INVALID_ARGUMENT */
+export function checkFields(request: object, known: readonly string[]): void {
+  const unknown = Object.keys(request).find((k) => !known.includes(k))
+  if (unknown) throw invalid(`unknown field "${unknown}". Known: ${known.join(', ')}`)
+}
+
+/** @throws KvasirError INVALID_ARGUMENT */
+export function checkPrompt({ messages, tools, templateOptions, prompt, addSpecial, tokens }: PromptRequest): void {
+  const given = Object.entries({ messages, prompt, tokens }).filter(([, value]) => value !== undefined)
+  if (given.length !== 1)
+    throw invalid(
+      `a request needs one of messages, prompt and tokens; it has ${given.map(([k]) => k).join(' and ') || 'none'}`,
+    )
+  if (prompt !== undefined && typeof prompt !== 'string') throw invalid('prompt must be a text')
+  if (!messages)
+    for (const [name, value] of Object.entries({ tools, templateOptions }))
+      if (value !== undefined) throw invalid(`${name} go to the chat template: they need messages`)
+  const isObject = (value: unknown) => typeof value === 'object' && value !== null && !Array.isArray(value)
+  if (tools !== undefined && !(Array.isArray(tools) && tools.every(isObject)))
+    throw invalid('tools must be a list of objects')
+  if (templateOptions !== undefined && !isObject(templateOptions)) throw invalid('templateOptions must be an object')
+  if (addSpecial === undefined) return
+  if (prompt === undefined)
+    throw invalid(
+      'addSpecial needs prompt: chat templates write their own special tokens, and tokens are taken as they are',
+    )
+  if (typeof addSpecial !== 'boolean') throw invalid(`addSpecial is ${addSpecial}; it must be true or false`)
+}
+
+/** @throws KvasirError INVALID_ARGUMENT */
+export function checkSharing({ priority, tenant, salt, deadlineMs }: SharingRequest): void {
   if (priority !== undefined && !Number.isFinite(priority))
     throw invalid(`priority is ${priority}; it must be a number`)
   if (deadlineMs !== undefined && !(deadlineMs >= 0)) throw invalid(`deadlineMs is ${deadlineMs}; it must be 0 or more`)
   for (const [name, value] of Object.entries({ tenant, salt }))
     if (value !== undefined && typeof value !== 'string') throw invalid(`${name} must be a text`)
+}
+
+function invalid(what: string): KvasirError {
+  return new KvasirError('INVALID_ARGUMENT', what)
 }

@@ -8,12 +8,16 @@ import { PAGE_CELLS } from '../cache/arena.ts'
 import type { PrefixCache } from '../cache/prefix-cache.ts'
 import type { KvSequence, KvStore } from '../cache/store.ts'
 import { KvasirError, showBytes } from '../contract/errors.ts'
+import type { EvictCause } from '../contract/events.ts'
 import type { RequestId } from '../contract/units.ts'
-import type { Tokenizer } from '../model/tokenizer/tokenizer.ts'
+import type { Model } from '../model/model.ts'
 import { join, type ServedTokens, serve } from '../scheduler/index.ts'
-import { Branch, type Task } from './branch.ts'
+import { Branch } from './branch.ts'
 import type { EventLog } from './events.ts'
+import { Pooler } from './pooler.ts'
 import { Rates } from './rates.ts'
+import type { Task } from './task.ts'
+import { Writer } from './writer.ts'
 
 /** Pages that are evicted beyond what is needed now. */
 const EVICT_AHEAD = 16
@@ -35,7 +39,7 @@ export class Roster {
   readonly #store: KvStore
   readonly #prefixes: PrefixCache
   readonly #events: EventLog
-  readonly #tokenizer: Tokenizer
+  readonly #model: Model
   readonly #onChange: () => void
   readonly waiting: Branch[] = []
   /** Oldest admission first. */
@@ -50,11 +54,11 @@ export class Roster {
   #nextId = 1
 
   /** @param onChange called when a branch that could not run may be able to */
-  constructor(store: KvStore, prefixes: PrefixCache, events: EventLog, tokenizer: Tokenizer, onChange: () => void) {
+  constructor(model: Model, store: KvStore, prefixes: PrefixCache, events: EventLog, onChange: () => void) {
+    this.#model = model
     this.#store = store
     this.#prefixes = prefixes
     this.#events = events
-    this.#tokenizer = tokenizer
     this.#onChange = onChange
   }
 
@@ -68,7 +72,7 @@ export class Roster {
       this.#events.add({ kind: 'request-refuse', code: error.code, promptTokens: task.prompt.length })
       return error
     }
-    const needed = Math.ceil((task.prompt.length + 1) / PAGE_CELLS)
+    const needed = Math.ceil((task.prompt.length + Math.min(1, task.maxTokens)) / PAGE_CELLS)
     const { pages, bytes } = this.#store.arenas[0]!
     if (needed > pages)
       throw refuse(
@@ -89,7 +93,10 @@ export class Roster {
         ),
       )
     }
-    const branch = new Branch(this.#nextId++ as RequestId, task, this.#tokenizer, 0)
+    const { tokenizer, config } = this.#model
+    const head = task.kind === 'embed' ? new Pooler(task, config.width) : new Writer(task, tokenizer, 0)
+    const branch = new Branch(this.#nextId++ as RequestId, task, head)
+    task.id = branch.id
     this.totals.requests++
     this.served = join(
       this.served,
@@ -98,7 +105,8 @@ export class Roster {
       this.running.map((b) => b.task.tenant),
     )
     this.#events.add({
-      ...{ kind: 'request-arrive', request: branch.id, tenant: task.tenant, promptTokens: task.prompt.length },
+      ...{ kind: 'request-arrive', request: branch.id, tenant: task.tenant, task: task.kind },
+      promptTokens: task.prompt.length,
     })
     this.#prefixes.nameBlocks(task.root, branch.tokens, branch.hashes)
     this.waiting.push(branch)
@@ -107,8 +115,8 @@ export class Roster {
   /** Rows that a waiting branch would find stored: whole blocks, and never all of its rows. */
   cachedRows(b: Branch): number {
     if (b.sequence) return b.computed
-    const blocks = Math.min(this.#prefixes.longest(b.hashes), Math.floor((b.tokens.length - 1) / PAGE_CELLS))
-    return blocks * PAGE_CELLS
+    const most = b.reusableBlocks
+    return most === 0 ? 0 : PAGE_CELLS * Math.min(this.#prefixes.longest(b.hashes), most)
   }
 
   find(id: RequestId): Branch {
@@ -124,7 +132,7 @@ export class Roster {
     const sequence = this.#store.create(expected)
     this.#prefixes.adopt(sequence, branch.hashes, cached / PAGE_CELLS)
     try {
-      this.reserve(sequence, branch.tokens.length - cached)
+      this.reserve(sequence, branch.tokens.length - cached, 'admission')
     } catch (error) {
       this.#prefixes.release(sequence)
       this.#store.free(sequence)
@@ -142,15 +150,18 @@ export class Roster {
       this.totals.cachedTokens += cached
       this.served = serve(this.served, task.tenant, { input: task.prompt.length - cached })
     }
-    this.#events.add({ kind: 'request-admit', request: branch.id, cachedTokens: cached })
+    this.#events.add({
+      ...{ kind: 'request-admit', request: branch.id, cachedTokens: cached },
+      loadedTokens: sources(branch, cached),
+    })
     return true
   }
 
   /** Takes pages for `rows` more rows; evicts stored prefixes for them. @throws KvasirError KV_BUDGET */
-  reserve(sequence: KvSequence, rows: number): void {
+  reserve(sequence: KvSequence, rows: number, cause: EvictCause): void {
     const missing = this.#store.pagesNeeded(sequence, rows) - this.#store.pools[sequence.arena]!.freePages
     // Some more than needed: what grows next to each other is read at once.
-    if (missing > 0) this.totals.evictedPages += this.#prefixes.evict(missing + EVICT_AHEAD)
+    if (missing > 0) this.totals.evictedPages += this.#prefixes.evict(missing + EVICT_AHEAD, cause)
     this.#store.reserve(sequence, rows)
   }
 
@@ -159,6 +170,7 @@ export class Roster {
     this.leave(branch)
     branch.published = 0
     branch.loadedFrom = -1
+    branch.loaded = { host: 0, disk: 0 }
     this.totals.preemptions++
     this.running.splice(this.running.indexOf(branch), 1)
     this.waiting.unshift(branch)
@@ -173,14 +185,19 @@ export class Roster {
   load(branch: Branch): boolean {
     const inMemory = this.cachedRows(branch)
     if (branch.loadedFrom === inMemory) return false
-    const loading = this.#prefixes.load(branch.hashes, branch.tokens, (rows) => this.rates.prefillMs(rows))
+    const hashes = branch.hashes.slice(0, branch.reusableBlocks)
+    const loading = this.#prefixes.load(hashes, branch.tokens, (rows) => this.rates.prefillMs(rows))
     if (!loading) return false
     branch.loadedFrom = inMemory
     branch.loading = true
-    void loading.finally(() => {
-      branch.loading = false
-      this.#onChange()
-    })
+    void loading
+      .then((blocks) => {
+        for (const from of ['host', 'disk'] as const) branch.loaded[from] += PAGE_CELLS * (blocks.get(from) ?? 0)
+      })
+      .finally(() => {
+        branch.loading = false
+        this.#onChange()
+      })
     return true
   }
 
@@ -203,6 +220,7 @@ export class Roster {
     this.#events.add({
       ...{ kind: 'request-end', request: branch.id, reason },
       ...{ promptTokens: task.prompt.length, generatedTokens: branch.generated },
+      ms: performance.now() - task.arrivedMs,
     })
     if (--task.open === 0) task.parts.end()
   }
@@ -226,10 +244,13 @@ export class Roster {
 
   /** Further samples of a prompt that is done: they share its pages until they write. */
   fork(branch: Branch): Branch[] {
-    const { task } = branch
+    const { task, head } = branch
     const out: Branch[] = []
+    if (task.kind === 'embed' || head.kind === 'pooler') return out
     for (let i = 1; i < task.samples; i++) {
-      const other = new Branch(this.#nextId++ as RequestId, task, this.#tokenizer, i, branch)
+      const writer = new Writer(task, this.#model.tokenizer, i, head)
+      const other = new Branch(this.#nextId++ as RequestId, task, writer, branch)
+      this.#events.add({ kind: 'request-fork', request: other.id, from: branch.id })
       const expected = branch.computed + Math.min(task.maxTokens, EXPECTED_ANSWER)
       other.sequence = this.#store.fork(branch.sequence!, expected)
       this.#prefixes.share(branch.sequence!, other.sequence)
@@ -245,4 +266,12 @@ export class Roster {
     this.totals.generatedTokens++
     this.served = serve(this.served, branch.task.tenant, { output: 1 })
   }
+}
+
+/** Where a branch's cached rows were found. Rows that were loaded lie behind those that were there, and may be evicted again. */
+function sources({ loaded, loadedFrom }: Branch, cached: number): Record<'device' | 'host' | 'disk', number> {
+  const there = loadedFrom < 0 ? 0 : Math.max(0, cached - loadedFrom)
+  const host = Math.min(loaded.host, there)
+  const disk = Math.min(loaded.disk, there - host)
+  return { device: cached - host - disk, host, disk }
 }

@@ -157,6 +157,63 @@ describe('work items', () => {
     assert.equal(both.hidden!.length, prompt.length * model.config.width)
   })
 
+  it('give states behind the final norm: of any rows, beside logits, and those that logits are made of', async () => {
+    using b = bench()
+    const D = model.config.width
+    const logits = (rows: number[]) => ({ logits: rows, hidden: false })
+    const all = (
+      await run(b, item(b, prompt, { outputs: { ...logits([]), normed: [...prompt.keys()] } }))
+    ).normed!.slice()
+    assert.equal(all.length, prompt.length * D)
+    b.store.truncate(b.rows, 0)
+    const some = await run(b, item(b, prompt, { outputs: { ...logits([149]), normed: [0, 70, 149] } }))
+    for (const [i, row] of [0, 70, 149].entries())
+      assert.ok(difference(some.normed!.slice(i * D, (i + 1) * D), all.slice(row * D, (row + 1) * D)) < ROUNDING)
+    b.store.truncate(b.rows, 0)
+    assert.deepEqual(some.logits!.slice(), await logitsOf(b, item(b, prompt)))
+
+    // The same arithmetic by hand: logits = cap * tanh(W x / cap), norms included in x.
+    const W = model.output
+    const { vocab, logitSoftcap: cap } = model.config
+    const bytes = model.weights.global['tokenEmbeddings']!.get(new Uint8Array(rowBytes(W.type, D) * vocab))
+    const matrix = toFloats(W.type, bytes, D * vocab)
+    const state = all.subarray(149 * D)
+    const want = Float32Array.from({ length: vocab }, (_, v) => {
+      let sum = 0
+      for (let i = 0; i < D; i++) sum += matrix[v * D + i]! * state[i]!
+      return cap ? cap * Math.tanh(sum / cap) : sum
+    })
+    b.store.truncate(b.rows, 0)
+    assert.ok(difference(await logitsOf(b, item(b, prompt)), want) < ROUNDING)
+  })
+
+  it('give states of one item and logits of others in one step', async () => {
+    using b = bench()
+    const D = model.config.width
+    const other = b.store.create(CONTEXT)
+    const third = b.store.create(CONTEXT)
+    const states = { outputs: { logits: [], hidden: false, normed: [0, 1, 29] } }
+    const items = (): WorkItem[] => [
+      item(b, prompt.slice(0, 9)),
+      item(b, prompt.slice(0, 30), states, other),
+      item(b, prompt.slice(5, 17), {}, third),
+    ]
+    const together = (await b.executor.run({ items: items() })).items.map((r) => ({
+      logits: r.logits?.slice() ?? null,
+      normed: r.normed?.slice() ?? null,
+    }))
+    assert.deepEqual(
+      together.map((r) => [r.logits?.length ?? 0, r.normed?.length ?? 0]),
+      [[model.config.vocab, 0], [0, 3 * D], [model.config.vocab, 0]], // biome-ignore format: a table
+    )
+    for (const rows of [b.rows, other, third]) b.store.truncate(rows, 0)
+    for (const [i, work] of items().entries()) {
+      const { logits, normed } = await run(b, work)
+      if (logits) assert.ok(difference(together[i]!.logits!, logits) < ROUNDING)
+      else assert.ok(difference(together[i]!.normed!, normed!) < ROUNDING)
+    }
+  })
+
   it('take embeddings in place of tokens', async () => {
     using b = bench()
     const want = await logitsOf(b, item(b, prompt))
@@ -475,6 +532,13 @@ describe('bad work items are refused before native code sees them', () => {
     'logits of a row that is not there': (b) => item(b, Int32Array.of(5), { outputs: { logits: [1], hidden: false } }),
     'logits of rows that do not ascend': (b) =>
       item(b, Int32Array.of(5, 6), { outputs: { logits: [1, 0], hidden: false } }),
+    'states of a row that is not there': (b) =>
+      item(b, Int32Array.of(5), { outputs: { logits: [], hidden: false, normed: [1] } }),
+    'states without the last layer': (b) =>
+      item(b, Int32Array.of(5), {
+        layers: { from: 0, to: 2 },
+        outputs: { logits: [], hidden: false, normed: [0] },
+      }),
     'two rows for one cell': (b) => item(b, Int32Array.of(5, 6), { store: { kind: 'cells', cells: [0, 0] } }),
     'a position that is no whole number': (b) => item(b, Int32Array.of(5), { positions: [0.5 as Position] }),
     'logits without the last layer': (b) => item(b, Int32Array.of(5), { layers: { from: 0, to: 2 } }),

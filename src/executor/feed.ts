@@ -6,7 +6,7 @@ import { PAGE_CELLS } from '../cache/arena.ts'
 import type { KvStore } from '../cache/store.ts'
 import type { Tensor } from '../ggml/tensor.ts'
 import type { ModelConfig } from '../model/config.ts'
-import type { GatherInput, MaskInput, StepGraph } from './graph.ts'
+import type { GatherInput, MaskInput, OutputPlaces, StepGraph } from './graph.ts'
 import type { Load, PlacedItem, PlacedStep } from './place.ts'
 
 /** f16 bits of -infinity; 0 is 0. */
@@ -44,24 +44,25 @@ export function feed(g: StepGraph, step: PlacedStep, store: KvStore, config: Mod
   for (const r of g.raggedStores) feedRaggedStore(r, now(r.item), store, config)
   for (const gather of g.gathers) feedGather(gather, now(gather.item), store, config)
   for (const mask of g.masks) if (mask.tensor.hasMemory) mask.tensor.set(maskBits(mask, now(mask.item), config))
-  if (g.outputRows) set(g.outputRows, outputRows(step, config, g.outputRows.ne[0]))
+  if (g.outputRows) set(g.outputRows, outputRows(step, config, g.outputs))
 }
 
 function set(tensor: Tensor, data: Int32Array | Float32Array): void {
   if (tensor.hasMemory) tensor.set(data)
 }
 
-/** Rows of the last layer's table whose logits are wanted, in the order of the items; filled up with row 0. */
-function outputRows(step: PlacedStep, config: ModelConfig, count: number): Int32Array {
-  const rows: number[] = []
+/** Rows of the last layer's table that go on to the outputs, in the order of the items; filled up with row 0. */
+function outputRows(step: PlacedStep, config: ModelConfig, places: OutputPlaces): Int32Array {
+  const out = new Int32Array(places.logits + places.normed)
+  let logits = 0
+  let normed = places.logits
   let first = 0
   for (const p of step.items) {
     if (p.item.layers.to !== config.layers) continue
-    for (const row of p.item.outputs.logits) rows.push(first + row)
+    for (const row of p.item.outputs.logits) out[logits++] = first + row
+    for (const row of p.item.outputs.normed ?? []) out[normed++] = first + row
     first += p.rows
   }
-  const out = new Int32Array(count)
-  out.set(rows)
   return out
 }
 

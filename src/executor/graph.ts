@@ -80,13 +80,23 @@ export interface StepGraph {
   }[]
   readonly gathers: readonly GatherInput[]
   readonly masks: readonly MaskInput[]
-  /** i32: rows of the last layer's table whose logits are wanted; null when all are. */
+  /** i32 [logits + normed]: rows of the last layer's table that go on to the outputs; null: all, as they stand. */
   readonly outputRows: Tensor | null
+  readonly outputs: OutputPlaces
   readonly logits: Tensor | null
+  /** f32 [D, rows]: behind the final norm. */
+  readonly normed: Tensor | null
   /** Rows that were asked for, by the first row of their item. */
   readonly hidden: ReadonlyMap<number, Tensor>
   /** Room for outputs on the host. */
   readonly logitsRoom: Float32Array
+  readonly normedRoom: Float32Array
+}
+
+/** Rows behind the last layer: those for logits, then those for states behind the final norm; each filled up. */
+export interface OutputPlaces {
+  readonly logits: number
+  readonly normed: number
 }
 
 /** Rows that lie side by side in the table of the active rows. */
@@ -162,11 +172,9 @@ class Builder {
     const to = Math.max(...step.items.map((p) => layers(p).to))
     const last = step.items.filter((p) => layers(p).to === config.layers)
     const wantsHidden = last.some((p) => p.item.outputs.hidden)
-    const logitCount = last.reduce((sum, p) => sum + p.item.outputs.logits.length, 0)
-    const activeLast = last.reduce((sum, p) => sum + p.rows, step.padding)
-    // As many as fill a tile: the output matrix is the largest of all.
-    const outputs = step.padding && logitCount > 1 ? Math.ceil(logitCount / ROW_TILE) * ROW_TILE : logitCount
-    const outputRows = outputs > 0 && outputs < activeLast ? c.tensor('i32', outputs).asInput() : null
+    const { outputs, inPlace } = this.#outputs(last)
+    const outputCount = outputs.logits + outputs.normed
+    const outputRows = outputCount > 0 && !inPlace ? c.tensor('i32', outputCount).asInput() : null
 
     let x: Tensor | null = null
     let b: Build | null = null
@@ -191,11 +199,21 @@ class Builder {
     // Without outputs only the stores were expanded: the last layer's attention and MLP would serve nobody.
     for (const rows of this.hidden.values()) this.graph.expand(rows)
     let logits: Tensor | null = null
-    if (logitCount > 0) {
+    let normed: Tensor | null = null
+    if (outputCount > 0) {
       if (wantsHidden && outputRows) x = ops.getRows(c, x!, outputRows)
-      logits = b!.linear(b!.norm(x!, weights.global['outputNorm']!), model.output, weights.global['outputBias'] ?? null)
-      if (config.logitSoftcap) logits = b!.softcap(logits, config.logitSoftcap)
-      this.graph.expand(logits.asOutput()) //                         f32 [V, logits]
+      const states = b!.norm(x!, weights.global['outputNorm']!) //    f32 [D, logits + normed]
+      const part = (from: number, rows: number) =>
+        rows === outputCount ? states : ops.view(c, states, [states.ne[0], rows], [states.nb[1]], from * states.nb[1])
+      if (outputs.logits > 0) {
+        logits = b!.linear(part(0, outputs.logits), model.output, weights.global['outputBias'] ?? null)
+        if (config.logitSoftcap) logits = b!.softcap(logits, config.logitSoftcap)
+        this.graph.expand(logits.asOutput()) //                       f32 [V, logits]
+      }
+      if (outputs.normed > 0) {
+        normed = ops.cont(c, part(outputs.logits, outputs.normed)).asOutput()
+        this.graph.expand(normed) //                                  f32 [D, normed]
+      }
     }
     return {
       key: step.key,
@@ -210,9 +228,26 @@ class Builder {
       gathers: this.gathers,
       masks: this.masks,
       outputRows,
+      outputs,
       logits,
+      normed,
       hidden: this.hidden,
       logitsRoom: new Float32Array(logits?.elements ?? 0),
+      normedRoom: new Float32Array(normed?.elements ?? 0),
+    }
+  }
+
+  /** How many rows go on behind the last layer, and whether they are all of its table, in its order. */
+  #outputs(last: readonly PlacedItem[]): { readonly outputs: OutputPlaces; readonly inPlace: boolean } {
+    const { padding } = this.step
+    const logits = last.reduce((sum, p) => sum + p.item.outputs.logits.length, 0)
+    const normed = last.reduce((sum, p) => sum + (p.item.outputs.normed?.length ?? 0), 0)
+    const all = last.reduce((sum, p) => sum + p.rows, 0)
+    // As many as fill a tile: the output matrix is the largest of all.
+    const filled = (rows: number) => (padding && rows > 1 ? Math.ceil(rows / ROW_TILE) * ROW_TILE : rows)
+    return {
+      outputs: { logits: filled(logits), normed: filled(normed) },
+      inPlace: (logits === all && normed === 0) || (normed === all && logits === 0),
     }
   }
 

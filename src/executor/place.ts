@@ -239,6 +239,7 @@ function keyOf(p: PlacedItem): string {
     item.input.kind,
     item.outputs.logits.length,
     item.outputs.hidden ? 'h' : '',
+    item.outputs.normed?.length ?? 0,
     `${p.ragged ? 'r' : 'u'}${p.arena}`,
     store,
     p.loads.map(parts).join('/'),

@@ -3,7 +3,7 @@
  */
 import type { KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
-import type { Step, StepResult, WorkItem, WorkResult } from '../contract/work-item.ts'
+import type { Step, StepResult, WorkItem, WorkOutputs, WorkResult } from '../contract/work-item.ts'
 import { Backend, type Runner, SingleRunner, SplitRunner } from '../ggml/backend.ts'
 import { cpuDevice } from '../ggml/device.ts'
 import { isQuantized } from '../ggml/types.ts'
@@ -158,18 +158,23 @@ export class Executor implements Disposable {
 
   /** The outputs, in the order of the step's items. */
   #read(graph: StepGraph, placed: PlacedStep): WorkResult[] {
-    const results: WorkResult[] = placed.items.map(() => ({ logits: null, hidden: null }))
-    const V = this.model.config.vocab
-    const wanted = placed.items.reduce((sum, p) => sum + p.item.outputs.logits.length, 0)
-    const logits = graph.logits?.get(graph.logitsRoom.subarray(0, wanted * V))
-    let at = 0
+    const results: WorkResult[] = placed.items.map(() => ({ logits: null, hidden: null, normed: null }))
+    const { vocab: V, width: D } = this.model.config
+    const wanted = (rows: (o: WorkOutputs) => number) => placed.items.reduce((sum, p) => sum + rows(p.item.outputs), 0)
+    const logits = graph.logits?.get(graph.logitsRoom.subarray(0, V * wanted((o) => o.logits.length)))
+    const normed = graph.normed?.get(graph.normedRoom.subarray(0, D * wanted((o) => o.normed?.length ?? 0)))
+    let logitsAt = 0
+    let normedAt = 0
     for (const { index, item, rows, first } of placed.items) {
-      const n = item.outputs.logits.length
+      const logitsEnd = logitsAt + V * item.outputs.logits.length
+      const normedEnd = normedAt + D * (item.outputs.normed?.length ?? 0)
       results[index] = {
-        logits: n && logits ? logits.subarray(at * V, (at + n) * V) : null,
-        hidden: graph.hidden.get(first)?.get(new Float32Array(rows * this.model.config.width)) ?? null,
+        logits: logits && logitsEnd > logitsAt ? logits.subarray(logitsAt, logitsEnd) : null,
+        hidden: graph.hidden.get(first)?.get(new Float32Array(rows * D)) ?? null,
+        normed: normed && normedEnd > normedAt ? normed.subarray(normedAt, normedEnd) : null,
       }
-      at += n
+      logitsAt = logitsEnd
+      normedAt = normedEnd
     }
     return results
   }
@@ -199,13 +204,11 @@ export class Executor implements Disposable {
     this.#checkStore(item, bad)
     for (const p of item.positions)
       if (!(Number.isInteger(p) && p >= 0 && p < 2 ** 31)) throw bad(`position ${p} is no whole number from 0 up`)
-    let before = -1
-    for (const row of item.outputs.logits) {
-      if (!(Number.isInteger(row) && row > before && row < rows))
-        throw bad(`logits of rows ${item.outputs.logits.join(', ')}: they must ascend, from 0 to ${rows - 1}`)
-      before = row
-    }
-    if (item.outputs.logits.length && to !== config.layers) throw bad('logits need the last layer')
+    const { logits, normed = [] } = item.outputs
+    checkRows('logits', logits, rows, bad)
+    checkRows('states', normed, rows, bad)
+    if (logits.length && to !== config.layers) throw bad('logits need the last layer')
+    if (normed.length && to !== config.layers) throw bad('states behind the final norm need the last layer')
   }
 
   #checkStore(item: WorkItem, bad: (what: string) => KvasirError): void {
@@ -231,5 +234,14 @@ export class Executor implements Disposable {
       slot.runner[Symbol.dispose]()
     }
     for (const b of this.#backends) b.dispose()
+  }
+}
+
+function checkRows(what: string, wanted: readonly number[], rows: number, bad: (what: string) => KvasirError): void {
+  let before = -1
+  for (const row of wanted) {
+    if (!(Number.isInteger(row) && row > before && row < rows))
+      throw bad(`${what} of rows ${wanted.join(', ')}: they must ascend, from 0 to ${rows - 1}`)
+    before = row
   }
 }

@@ -97,6 +97,9 @@ describe('an engine in its own process', () => {
     assert.equal(await engine.detokenize([75, 118]), 'Kv')
     assert.equal(await engine.detokenize(Int32Array.of(75)), 'K')
     assert.equal((await engine.status()).totals.restarts, 0)
+    const { vector, ...rest } = await engine.embed(script({ tokens: 3 }))
+    assert.deepEqual([vector, rest], [Float32Array.of(0, 1, 2), { tokens: 3, pooling: 'mean', request: 1 }])
+    assert.deepEqual((await engine.cacheMap()).arenas[0]!.owners, [0, 1])
     await engine.clearCache()
     await assert.rejects(engine.saveSession('some.file', { prompt: '' }), {
       message: `GGUF_IO: ${resolve('some.file')}`,
@@ -192,6 +195,17 @@ describe('stopping a request', () => {
     await assert.rejects(parts.next(), failsWith('ABORTED'))
   })
 
+  it('for an embedding: the engine hears of it', async () => {
+    await using engine = await start()
+    const abort = new AbortController()
+    const embedding = engine.embed({ ...script({ tokens: null, delayMs: 1 }), signal: abort.signal })
+    while ((await engine.status()).running === 0) await sleep(1)
+    abort.abort(new Error('enough'))
+    await assert.rejects(embedding, (e: KvasirError) => e.code === 'ABORTED' && String(e.cause) === 'Error: enough')
+    while ((await engine.status()).running > 0) await sleep(1)
+    await assert.rejects(engine.embed({ prompt: '', signal: AbortSignal.abort() }), failsWith('ABORTED'))
+  })
+
   it('by leaving the loop', async () => {
     await using engine = await start()
     for await (const part of engine.generate(script({ tokens: null }))) if (part.text === '200 ') break
@@ -261,6 +275,33 @@ describe('a crash', () => {
         `${ids}`,
       )
     })
+
+  it('does not let ids of requests begin anew', async () => {
+    await using engine = await start()
+    const inEvents: number[] = []
+    engine.onEvent((e) => {
+      if (e.kind === 'request-end') inEvents.push(e.request)
+    })
+    const inParts: number[] = []
+    const ask = async () => {
+      for await (const part of engine.generate({ ...script({}), samples: 3 }))
+        if (part.kind === 'end') inParts.push(part.request)
+      inParts.push((await engine.embed(script({}))).request)
+    }
+    await ask()
+    for (let i = 0; i < 2; i++) {
+      await outcome(engine, { fault: 'kill' })
+      await ask()
+      const last = inParts.at(-1)!
+      assert.equal((await engine.status()).requests[0]!.id, last)
+      assert.deepEqual((await engine.cacheMap()).arenas[0]!.owners, [0, last])
+    }
+    assert.deepEqual(inEvents, inParts)
+    assert.ok(
+      inParts.every((id, i) => i === 0 || id > inParts[i - 1]!),
+      `${inParts}`,
+    )
+  })
 
   it('at random moments, 20 times over', async () => {
     await using engine = await start()
@@ -451,6 +492,13 @@ describe('the real engine', () => {
       await here.dispose()
     }
     assert.ok(answer.length > 3)
+    const prompt = 'The ships left the harbour.'
+    const [one, two] = await Promise.all([there.embed({ prompt }), there.embed({ prompt, normalize: false })])
+    assert.ok(Math.abs(Math.hypot(...one.vector) - 1) < 1e-6 && Math.abs(Math.hypot(...two.vector) - 1) > 0.1)
+    assert.equal(one.vector.length, there.info.width)
+    const bare = await there.tokenize({ prompt, addSpecial: false })
+    assert.equal((await there.tokenize({ prompt })).length, bare.length + 1)
+    assert.equal((await there.cacheMap()).arenas[0]!.pages, (await there.cacheMap()).arenas[0]!.states.length)
     await assert.rejects(EngineClient.load('no-such-model.gguf'), failsWith('MODEL_NOT_FOUND'))
     await assert.rejects(all(there.generate({ prompt: 'x', maxTokens: 0 })), failsWith('INVALID_ARGUMENT'))
   })

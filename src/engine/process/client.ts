@@ -12,9 +12,10 @@ import { isDeepStrictEqual } from 'node:util'
 import { KvasirError } from '../../contract/errors.ts'
 import type { EngineEvent, Logged } from '../../contract/events.ts'
 import type { LoadProgress } from '../../model/weights/load.ts'
-import type { CacheSnapshot, EngineApi, EngineInfo, EngineStatus } from '../api.ts'
+import type { CacheMap, CacheSnapshot, EngineApi, EngineInfo, EngineStatus } from '../api.ts'
+import type { Embedding, EmbedRequest } from '../embed.ts'
 import type { EngineOptions } from '../options.ts'
-import type { GeneratePart, GenerateRequest } from '../request.ts'
+import type { GeneratePart, GenerateRequest, PromptRequest } from '../request.ts'
 import { Answer } from './answer.ts'
 import { Child, type Death, type Launch } from './child.ts'
 import {
@@ -25,10 +26,10 @@ import {
   type Item,
   type MessageId,
   type PlainOptions,
-  type PlainPrompt,
   PROTOCOL,
   type WorkerMessage,
 } from './messages.ts'
+import { RequestIds } from './request-ids.ts'
 
 /** Parts of one request that may be on their way or unread. */
 export const CREDITS = 64
@@ -89,6 +90,7 @@ export class EngineClient implements EngineApi, Disposable {
   readonly #arrivals = new Set<Waiting<void>>()
   readonly #listeners = new Set<(event: Logged<EngineEvent>) => void>()
   #nextId: MessageId = 1
+  readonly #ids = new RequestIds()
 
   /** Promises that only the child can settle. While there are any, it keeps this process alive. */
   #awaited = 0
@@ -159,6 +161,7 @@ export class EngineClient implements EngineApi, Disposable {
     let taken = 0
     try {
       if (signal?.aborted) throw aborted(signal)
+      this.#ids.sent(plain.samples ?? 1)
       this.#send(child, { kind: 'generate', id, request: plain, credits: CREDITS })
       for (;;) {
         if (!answer.ready) await this.#keepAlive(answer.wait())
@@ -177,7 +180,13 @@ export class EngineClient implements EngineApi, Disposable {
     }
   }
 
-  tokenize(request: Pick<GenerateRequest, 'messages' | 'prompt' | 'tokens'>): Promise<Int32Array> {
+  async embed(request: EmbedRequest): Promise<Embedding> {
+    const { signal, ...plain } = request
+    const embedding = await this.#call({ kind: 'embed', request: plain }, signal)
+    return { ...embedding, request: this.#ids.of(embedding.request) }
+  }
+
+  tokenize(request: PromptRequest): Promise<Int32Array> {
     return this.#call({ kind: 'tokenize', prompt: promptOf(request) })
   }
 
@@ -186,8 +195,12 @@ export class EngineClient implements EngineApi, Disposable {
   }
 
   async status(): Promise<EngineStatus> {
-    const status = await this.#call({ kind: 'status' })
+    const status = this.#ids.ofStatus(await this.#call({ kind: 'status' }))
     return { ...status, totals: { ...status.totals, restarts: this.#restarts } }
+  }
+
+  async cacheMap(): Promise<CacheMap> {
+    return this.#ids.ofCacheMap(await this.#call({ kind: 'cacheMap' }))
   }
 
   onEvent(listener: (event: Logged<EngineEvent>) => void): () => void {
@@ -209,7 +222,7 @@ export class EngineClient implements EngineApi, Disposable {
     await this.#call({ kind: 'clearCache' })
   }
 
-  saveSession(path: string, request: Pick<GenerateRequest, 'messages' | 'prompt' | 'tokens'>): Promise<number> {
+  saveSession(path: string, request: PromptRequest): Promise<number> {
     return this.#call({ kind: 'saveSession', path: absolute(path), prompt: promptOf(request) })
   }
 
@@ -298,7 +311,10 @@ export class EngineClient implements EngineApi, Disposable {
   }
 
   #onReady(child: Child, info: EngineInfo): void {
-    if (this.#loaded) this.#restarts++
+    if (this.#loaded) {
+      this.#restarts++
+      this.#ids.restarted()
+    }
     this.#loaded ??= { info }
     this.#failedStarts = 0
     this.#state = { kind: 'up', child, sinceMs: performance.now() }
@@ -317,7 +333,7 @@ export class EngineClient implements EngineApi, Disposable {
   #onItem(item: Item): void {
     switch (item.kind) {
       case 'parts':
-        this.#answers.get(item.id)?.add(item.parts)
+        this.#answers.get(item.id)?.add(item.parts.map((part) => this.#ids.ofPart(part)))
         break
       case 'done':
         this.#deaths = 0
@@ -331,7 +347,7 @@ export class EngineClient implements EngineApi, Disposable {
         this.#calls.get(item.id)?.resolve(item.result)
         break
       case 'event':
-        this.#tell({ ...item.event, id: item.event.id + this.#eventOffset })
+        this.#tell({ ...this.#ids.ofEvent(item.event), id: item.event.id + this.#eventOffset })
         break
       default:
         item satisfies never
@@ -446,10 +462,18 @@ export class EngineClient implements EngineApi, Disposable {
     this.#arrivals.clear()
   }
 
-  async #call<C extends Call>(call: C): Promise<CallResults[C['kind']]> {
-    const child = this.#running() ?? (await this.#restarted())
+  async #call<C extends Call>(call: C, signal?: AbortSignal): Promise<CallResults[C['kind']]> {
+    if (signal?.aborted) throw aborted(signal)
+    const child = this.#running() ?? (await this.#restarted(signal))
     const id = this.#nextId++
+    const abort = () => {
+      this.#calls.get(id)?.reject(aborted(signal))
+      this.#send(child, { kind: 'cancel', id })
+    }
+    signal?.addEventListener('abort', abort, { once: true })
     try {
+      if (signal?.aborted) throw aborted(signal)
+      if (call.kind === 'embed') this.#ids.sent(1)
       return await this.#keepAlive(
         new Promise<CallResults[C['kind']]>((resolve, reject) => {
           this.#calls.set(id, { resolve: resolve as (value: CallResults[Call['kind']]) => void, reject })
@@ -457,6 +481,7 @@ export class EngineClient implements EngineApi, Disposable {
         }),
       )
     } finally {
+      signal?.removeEventListener('abort', abort)
       this.#calls.delete(id)
     }
   }
@@ -526,12 +551,10 @@ function changes(before: EngineInfo, after: EngineInfo): string[] {
     .map(([key]) => key)
 }
 
-function promptOf({ messages, prompt, tokens }: PlainPrompt): PlainPrompt {
-  return {
-    ...(messages ? { messages } : {}),
-    ...(prompt === undefined ? {} : { prompt }),
-    ...(tokens ? { tokens } : {}),
-  }
+/** Only what a prompt is made of: a whole request may be given, and its signal cannot travel. */
+function promptOf({ messages, tools, templateOptions, prompt, addSpecial, tokens }: PromptRequest): PromptRequest {
+  const all = { messages, tools, templateOptions, prompt, addSpecial, tokens }
+  return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined))
 }
 
 function aborted(signal?: AbortSignal): KvasirError {

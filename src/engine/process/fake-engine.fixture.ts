@@ -7,9 +7,10 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { KvasirError } from '../../contract/errors.ts'
 import type { EngineEvent, Logged } from '../../contract/events.ts'
 import type { RequestId } from '../../contract/units.ts'
-import type { CacheSnapshot, EngineApi, EngineInfo, EngineStatus } from '../api.ts'
+import type { CacheMap, CacheSnapshot, EngineApi, EngineInfo, EngineStatus } from '../api.ts'
+import type { Embedding, EmbedRequest } from '../embed.ts'
 import type { EngineOptions } from '../options.ts'
-import type { GeneratePart, GenerateRequest } from '../request.ts'
+import type { GeneratePart, GenerateRequest, PromptRequest } from '../request.ts'
 
 export type Fault = 'kill' | 'abort' | 'exit' | 'hang' | 'typed' | 'bug'
 
@@ -73,13 +74,15 @@ class FakeEngine implements EngineApi {
       // Another one with each start.
       kvMemory: process.pid,
       kvBytesPerToken: 1,
+      ...{ keyType: 'f16', valueType: 'f16', scheduler: 'fcfs', toolFormat: 'generic', toolCallToken: null },
+      ...{ tokenBudget: 512, maxSequences: 16, maxWaiting: 256 },
       weights: [],
     }
   }
 
   async *generate({ prompt, signal }: GenerateRequest): AsyncGenerator<GeneratePart, void, undefined> {
     const { tokens = 5, delayMs = 0, fault, at = 0 } = JSON.parse(prompt ?? '{}') as Script
-    this.#requests++
+    const request = ++this.#requests
     this.#running++
     try {
       for (let i = 0; tokens === null || i < tokens; i++) {
@@ -92,17 +95,20 @@ class FakeEngine implements EngineApi {
       }
       this.#log({
         kind: 'request-end',
-        request: this.#requests as RequestId,
+        request: request as RequestId,
         reason: 'end',
         promptTokens: 1,
         generatedTokens: 1,
+        ms: 0,
       })
       yield {
         kind: 'end',
         text: '',
         reason: { kind: 'max-tokens' },
         seed: 7,
+        request,
         timings: {
+          queue_ms: 0,
           prompt_tokens: 1,
           cached_tokens: 0,
           prompt_ms: 0,
@@ -117,12 +123,22 @@ class FakeEngine implements EngineApi {
     }
   }
 
+  /** As many tokens as the script says, in its time; the vector holds them all. */
+  async embed({ prompt, signal }: EmbedRequest): Promise<Embedding> {
+    let end = 0
+    const vector: number[] = []
+    for await (const part of this.generate({ ...(prompt ? { prompt } : {}), ...(signal ? { signal } : {}) }))
+      if (part.kind === 'token') vector.push(part.token)
+      else end = part.request
+    return { vector: Float32Array.from(vector), tokens: vector.length, pooling: 'mean', request: end }
+  }
+
   #log(event: EngineEvent): void {
     const logged = { ...event, id: this.#eventId++, atMs: performance.now() }
     for (const listener of this.#listeners) listener(logged)
   }
 
-  async tokenize({ prompt }: GenerateRequest): Promise<Int32Array> {
+  async tokenize({ prompt }: PromptRequest): Promise<Int32Array> {
     return Int32Array.from(prompt ?? '', (c) => c.codePointAt(0)!)
   }
 
@@ -147,7 +163,18 @@ class FakeEngine implements EngineApi {
         steps: 0,
         restarts: 0,
       },
+      requests: [
+        {
+          ...{ id: this.#requests, tenant: '', phase: 'decode' },
+          ...{ promptTokens: 1, computed: 1, generated: 1, ageMs: 0 },
+        },
+      ],
     }
+  }
+
+  async cacheMap(): Promise<CacheMap> {
+    const arena = { keyType: 'f16', valueType: 'f16', pageBytes: 1, pages: 2, states: '.o', agesMs: [0, 1] } as const
+    return { pageTokens: 32, arenas: [{ ...arena, owners: [0, this.#requests] }], tiers: [] }
   }
 
   onEvent(listener: (event: Logged<EngineEvent>) => void): () => void {

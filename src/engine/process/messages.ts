@@ -14,19 +14,20 @@
  */
 import { type ErrorCode, KvasirError } from '../../contract/errors.ts'
 import type { EngineEvent, Logged } from '../../contract/events.ts'
-import type { CacheSnapshot, EngineInfo, EngineStatus } from '../api.ts'
+import type { CacheMap, CacheSnapshot, EngineInfo, EngineStatus } from '../api.ts'
+import type { Embedding, EmbedRequest } from '../embed.ts'
 import type { EngineOptions } from '../options.ts'
-import type { GeneratePart, GenerateRequest } from '../request.ts'
+import type { GeneratePart, GenerateRequest, PromptRequest } from '../request.ts'
 
 /** Grows with each change of a message. Client and worker of different versions refuse each other. */
-export const PROTOCOL = 1
+export const PROTOCOL = 2
 
 /** Never used twice by one client, restarts of the worker included. */
 export type MessageId = number
 
 /** An AbortSignal does not travel: it becomes a `cancel`. */
 export type PlainRequest = Omit<GenerateRequest, 'signal'>
-export type PlainPrompt = Pick<GenerateRequest, 'messages' | 'prompt' | 'tokens'>
+export type PlainEmbedRequest = Omit<EmbedRequest, 'signal'>
 export type PlainOptions = Omit<EngineOptions, 'onProgress'>
 
 export interface PlainError {
@@ -40,18 +41,22 @@ export interface PlainError {
 
 /** What has one answer. */
 export type Call =
-  | { readonly kind: 'tokenize'; readonly prompt: PlainPrompt }
+  | { readonly kind: 'embed'; readonly request: PlainEmbedRequest }
+  | { readonly kind: 'tokenize'; readonly prompt: PromptRequest }
   | { readonly kind: 'detokenize'; readonly tokens: readonly number[] | Int32Array }
   | { readonly kind: 'status' }
+  | { readonly kind: 'cacheMap' }
   | { readonly kind: 'snapshot' }
   | { readonly kind: 'clearCache' }
-  | { readonly kind: 'saveSession'; readonly path: string; readonly prompt: PlainPrompt }
+  | { readonly kind: 'saveSession'; readonly path: string; readonly prompt: PromptRequest }
   | { readonly kind: 'loadSession'; readonly path: string }
 
 export interface CallResults {
+  readonly embed: Embedding
   readonly tokenize: Int32Array
   readonly detokenize: string
   readonly status: EngineStatus
+  readonly cacheMap: CacheMap
   readonly snapshot: CacheSnapshot
   readonly clearCache: null
   readonly saveSession: number
@@ -70,7 +75,7 @@ export type ClientMessage =
   /** `credits`: how many parts the worker may send before it hears of more. */
   | { readonly kind: 'generate'; readonly id: MessageId; readonly request: PlainRequest; readonly credits: number }
   | { readonly kind: 'credit'; readonly id: MessageId; readonly parts: number }
-  /** Nothing about this request is listened to any more. */
+  /** Nothing about this request or call is listened to any more. */
   | { readonly kind: 'cancel'; readonly id: MessageId }
   | { readonly kind: 'call'; readonly id: MessageId; readonly call: Call }
   /** Whether `event` items are wanted. */

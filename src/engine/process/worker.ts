@@ -132,6 +132,8 @@ class Server {
   readonly #engine: EngineApi
   readonly #outbox = new Outbox()
   readonly #generations = new Map<MessageId, Generation>()
+  /** Calls that can be cancelled. */
+  readonly #calls = new Map<MessageId, AbortController>()
   #endEvents: (() => void) | null = null
 
   constructor(engine: EngineApi) {
@@ -150,21 +152,30 @@ class Server {
 
   cancel(id: MessageId): void {
     this.#generations.get(id)?.cancel()
+    this.#calls.get(id)?.abort()
   }
 
   async call(id: MessageId, call: Call): Promise<void> {
+    const abort = new AbortController()
+    this.#calls.set(id, abort)
     try {
-      const run = this.#calls[call.kind] as (call: Call) => Promise<CallResults[Call['kind']]>
-      this.#outbox.add({ kind: 'result', id, result: await run(call) })
+      const run = this.#answers[call.kind] as (call: Call, signal: AbortSignal) => Promise<CallResults[Call['kind']]>
+      this.#outbox.add({ kind: 'result', id, result: await run(call, abort.signal) })
     } catch (error) {
-      this.#outbox.add({ kind: 'refused', id, error: toPlain(error) })
+      if (!abort.signal.aborted) this.#outbox.add({ kind: 'refused', id, error: toPlain(error) })
+    } finally {
+      this.#calls.delete(id)
     }
   }
 
-  readonly #calls: { readonly [K in Call['kind']]: (call: Extract<Call, { kind: K }>) => Promise<CallResults[K]> } = {
+  readonly #answers: {
+    readonly [K in Call['kind']]: (call: Extract<Call, { kind: K }>, signal: AbortSignal) => Promise<CallResults[K]>
+  } = {
+    embed: ({ request }, signal) => this.#engine.embed({ ...request, signal }),
     tokenize: async ({ prompt }) => this.#engine.tokenize(prompt),
     detokenize: async ({ tokens }) => this.#engine.detokenize(tokens),
     status: async () => this.#engine.status(),
+    cacheMap: () => this.#engine.cacheMap(),
     snapshot: () => this.#engine.snapshot(),
     clearCache: async () => {
       await this.#engine.clearCache()
@@ -249,8 +260,9 @@ function end(): void {
  * gone: the process then has another one, or on Windows none.
  */
 function watchParent(): void {
+  // Read here: when the thread has started, the parent may have gone, and another one taken its place.
   const watch = `
-    const parent = process.ppid
+    const parent = ${process.ppid}
     setInterval(() => {
       try {
         process.kill(parent, 0)

@@ -1,0 +1,60 @@
+/** What a loaded engine is: for people, and for the names of its cached blocks. */
+import { PAGE_CELLS } from '../cache/arena.ts'
+import { type CacheIdentity, fileDigest } from '../cache/identity.ts'
+import type { KvStore } from '../cache/store.ts'
+import type { Model } from '../model/model.ts'
+import { ChatTemplate } from '../model/template/template.ts'
+import type { ToolFormat } from '../model/tools/format.ts'
+import { callsToken } from '../model/tools/mistral.ts'
+import type { EngineInfo } from './api.ts'
+import type { CompleteOptions } from './options.ts'
+
+export function describe(model: Model, store: KvStore, o: CompleteOptions, contextLength: number): EngineInfo {
+  const { file, config, device, tokenizer, weights } = model
+  const arena = store.arenas[0]!
+  const { architecture, name, layers, width, heads, kvHeads, headDim } = config
+  return {
+    file: file.path,
+    ...{ name, architecture, layers, width, heads, kvHeads, headDim },
+    vocabSize: tokenizer.vocabSize,
+    device: device.name,
+    contextLength,
+    kvMemory: store.bytes,
+    kvBytesPerToken: arena.pageBytes / PAGE_CELLS,
+    ...{ keyType: o.keyType, valueType: o.valueType, scheduler: o.scheduler },
+    ...{ tokenBudget: o.tokenBudget, maxSequences: o.maxSequences, maxWaiting: o.maxWaiting },
+    toolFormat: toolFormat(model),
+    toolCallToken: callsToken(tokenizer),
+    weights: weights.report,
+  }
+}
+
+/** A broken template fails the requests that need it, not the engine. */
+function toolFormat({ tokenizer }: Model): ToolFormat {
+  try {
+    return ChatTemplate.of(tokenizer).toolFormat
+  } catch {
+    return 'generic'
+  }
+}
+
+export async function fullIdentity(model: Model, store: KvStore, o: CompleteOptions): Promise<CacheIdentity> {
+  const digests = await Promise.all(model.file.parts.map((part) => fileDigest(part.path)))
+  return identityOf(model, store, o, digests.join('+'))
+}
+
+/** What cached rows depend on. Vocabulary and merges are in the model's file: one digest serves both. */
+export function identityOf({ config }: Model, store: KvStore, o: CompleteOptions, digest: string): CacheIdentity {
+  const { keyType, valueType, valuesTransposed } = store.arenas[0]!.shape
+  const layout = `page${PAGE_CELLS} ${valuesTransposed ? 'transposed' : 'rows'} ${o.lowering}`
+  return {
+    model: digest,
+    tokenizer: digest,
+    adapters: [],
+    rope: { ...config.rope },
+    kv: { keys: keyType, values: valueType, layout },
+    policy: { name: 'full', params: {} },
+    tenant: '',
+    salt: '',
+  }
+}
