@@ -12,6 +12,7 @@ import { CACHE_TYPES, type CacheType } from '../cache/arena.ts'
 import { KvasirError, nearest } from '../contract/errors.ts'
 import type { LoweringName } from '../executor/lower/lowering.ts'
 import { GGML_TYPES, type GgmlType } from '../ggml/types.ts'
+import { addBenchServe } from './bench-serve.ts'
 import { addOptions, collectList, given, jsonOption, loweringOption, threadsOption, toNumber } from './options.ts'
 import { Table } from './table.ts'
 
@@ -159,6 +160,7 @@ export function addBench(program: Command): void {
   addOptions(packing.action(runPacking), packingOptions())
   const attention = bench.command('attention').description('decode attention by how it reads the cache')
   addOptions(attention.action(runAttention), attentionOptions())
+  addBenchServe(bench)
 }
 
 async function runParity({ json, model, type, lowering, threads }: Flags): Promise<void> {
