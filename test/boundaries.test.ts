@@ -6,7 +6,20 @@ import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
-const ORDER = ['cli', 'bench', 'eval', 'engine', 'scheduler', 'executor', 'cache', 'model', 'ggml', 'contract']
+const ORDER = [
+  'cli',
+  'bench',
+  'page',
+  'server',
+  'eval',
+  'engine',
+  'scheduler',
+  'executor',
+  'cache',
+  'model',
+  'ggml',
+  'contract',
+]
 
 /** `src/model/x.ts` -> `model`; `bench/x.ts` -> `bench`; others are not ordered. */
 function room(path: string): string | null {
