@@ -111,16 +111,21 @@ export function conversationJob(
   }
   checkTools(tools)
   const { sampling = {} } = generation
-  const constrained = sampling.grammar !== undefined || sampling.jsonSchema !== undefined || sampling.json === true
-  if (constrained && choice === 'auto')
-    throw new ApiError(
-      400,
-      'an answer that may be free or a call cannot have a response_format or grammar too: set tool_choice to "none" or "required"',
-      { param: 'response_format' },
-    )
-  const grammar = toolGrammar(tools, { format: info.toolFormat, choice, parallel, controlToken: info.toolCallToken })
-  const { json: _json, jsonSchema: _schema, ...free } = sampling
-  return { request: { ...request, tools, sampling: { ...free, grammar } }, tools: info.toolFormat }
+  if (sampling.grammar !== undefined)
+    throw new ApiError(400, 'calls have a grammar of their own: grammar cannot be used with tools', {
+      param: 'grammar',
+    })
+  const { json, jsonSchema, ...free } = sampling
+  const schema = json ? { type: 'object' } : jsonSchema
+  const { toolFormat: format, toolCallToken: controlToken } = info
+  const grammar = toolGrammar(tools, {
+    format,
+    choice,
+    parallel,
+    controlToken,
+    ...(choice === 'auto' && defined({ answer: schema })),
+  })
+  return { request: { ...request, tools, sampling: { ...free, grammar } }, tools: format }
 }
 
 /** Without fields that are undefined: for the engine, a field that is there was given. */

@@ -310,6 +310,21 @@ describe('toolGrammar', () => {
     assert.ok(grammarOf('hermes', { name: 'weather' }, {}, [WEATHER, bad]).includes('city'))
   })
 
+  it('lets an answer that is no call be of a schema, where the two can be told apart', () => {
+    const answer = {
+      type: 'object',
+      properties: { a: { type: 'integer' } },
+      required: ['a'],
+      additionalProperties: false,
+    }
+    const grammar = grammarOf('hermes', 'auto', { answer }, [WEATHER])
+    assert.equal(verdict(grammar, '{"a": 1}'), 'ends')
+    assert.equal(verdict(grammar, 'free text'), 'refused')
+    assert.notEqual(verdict(grammar, '<tool_call>{"name": "'), 'refused')
+    for (const format of ['llama3', 'mistral'] as const)
+      assert.throws(() => grammarOf(format, 'auto', { answer }, [WEATHER]), { code: 'INVALID_ARGUMENT' })
+  })
+
   it('is made and used quickly with 20 tools', () => {
     const schemas = fc.sample(parameters, { numRuns: 20, seed: 5 })
     const tools = schemas.map((schema, i) => tool(`get_something_${i}`, schema))

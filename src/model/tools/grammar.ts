@@ -26,6 +26,8 @@ export interface ToolGrammarOptions {
    * no control token through that the grammar does not name.
    */
   readonly controlToken?: number | null
+  /** With `auto`: an answer that is no call is JSON of this schema. Formats whose calls are bare JSON cannot tell the two apart. */
+  readonly answer?: JsonSchema
 }
 
 const SPACE = ' \t\r\n'
@@ -35,7 +37,7 @@ const ANY_VOCABULARY = 2 ** 31
 /**
  * @returns GBNF that begins at its rule `root`.
  * @throws KvasirError GRAMMAR_INVALID with `details.tool`, `details.path` and `details.field` for parameters no grammar can
- * be made for; INVALID_ARGUMENT when `choice` names none of the tools.
+ * be made for; INVALID_ARGUMENT when `choice` names none of the tools; INVALID_ARGUMENT also for an `answer` that could not be told from a call.
  */
 export function toolGrammar(tools: readonly FunctionTool[], options: ToolGrammarOptions): string {
   const rules = new RuleSet()
@@ -52,14 +54,22 @@ interface Callable {
 }
 
 function answer(rules: RuleSet, callables: readonly Callable[], options: ToolGrammarOptions): string {
-  const { format, choice, parallel, controlToken } = options
+  const { format, choice, parallel, controlToken, answer: schema } = options
+  if (schema !== undefined && (format === 'llama3' || format === 'mistral'))
+    throw new KvasirError(
+      'INVALID_ARGUMENT',
+      `calls of this model (${format}) are bare JSON, and so would its answer be: ask for a schema without tools, or for a call`,
+      { field: 'response_format' },
+    )
   switch (format) {
     case 'hermes':
     case 'generic': {
       const call = rules.add('call', callBody(rules, callables, 'arguments'))
       const more = parallel ? ` (ws ${literal(HERMES_OPEN)} ws ${call} ws ${literal(HERMES_CLOSE)})*` : ''
       const opened = rules.add('opened-call', `ws ${call} ws ${literal(HERMES_CLOSE)}${more}`)
-      return choice === 'auto' ? textUntil(rules, HERMES_OPEN, opened)[0]! : `ws ${literal(HERMES_OPEN)} ${opened}`
+      const calls = `ws ${literal(HERMES_OPEN)} ${opened}`
+      if (choice !== 'auto') return calls
+      return schema === undefined ? textUntil(rules, HERMES_OPEN, opened)[0]! : `${addSchema(schema, rules)} | ${calls}`
     }
     case 'llama3': {
       const call = rules.add('call', callBody(rules, callables, 'parameters'))

@@ -207,6 +207,29 @@ describe("OpenAI's client", () => {
     if (object.choices[0]!.finish_reason === 'stop') JSON.parse(object.choices[0]!.message.content!)
   })
 
+  it('gets either a call or an answer of the schema, with tools and a format', async () => {
+    const { data: ran } = await openai.chat.completions
+      .create({
+        ...{ model: 'house', messages, tools: [weather], max_tokens: 300, parallel_tool_calls: false, temperature: 0 },
+        response_format: {
+          type: 'json_schema',
+          json_schema: {
+            name: 'x',
+            schema: {
+              type: 'object',
+              properties: { n: { type: 'integer' } },
+              required: ['n'],
+              additionalProperties: false,
+            },
+          },
+        },
+      })
+      .withResponse()
+    const { content, tool_calls: calls } = ran.choices[0]!.message
+    if (calls) assert.ok(calls[0]!.type === 'function' && JSON.parse(calls[0]!.function.arguments))
+    else assert.ok(Number.isInteger(JSON.parse(content!).n), content!)
+  })
+
   it('can leave in the middle', async () => {
     const stream = await openai.chat.completions.create({
       ...{ model: 'house', messages, stream: true, max_tokens: 1500 },
