@@ -24,6 +24,9 @@ import { openTracing } from './tracing.ts'
 /** Between looks for idle connections during a shutdown. */
 const IDLE_CHECK_MS = 100
 
+/** For the last words on connections that are still open. */
+const FAREWELL_MS = 500
+
 export interface ServerParts {
   /** Makes an engine. Default: one in a process of its own. */
   readonly load?: (path: string, options: EngineOptions) => Promise<EngineApi>
@@ -68,8 +71,9 @@ export async function startServer(options: ServerOptions, parts: ServerParts = {
     const idle = setInterval(() => app.server.closeIdleConnections(), IDLE_CHECK_MS)
     await Promise.race([drained, sleep(complete.drainMs, undefined, { ref: false })])
     clearInterval(idle)
-    // What still runs ends with ABORTED, and its connection with it.
+    // What still runs ends with ABORTED; its client is told, if it reads.
     await pool.close()
+    await Promise.race([drained, sleep(FAREWELL_MS, undefined, { ref: false })])
     app.server.closeAllConnections()
     await drained
     await observer.close()

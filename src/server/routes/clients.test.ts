@@ -10,25 +10,17 @@ import type { Server } from '../server.ts'
 import { startServer } from '../server.ts'
 
 const messages = [{ role: 'user' as const, content: 'Tell me about ships.' }]
-const long = { model: 'house', temperature: 0, stream: true as const }
 /** Keeps an answer from ending by itself. */
 const grammar = 'root ::= [a-z ] root'
+const endless = { model: 'house', temperature: 0, stream: true as const, ...{ grammar } }
 
 /** Streams that would go on until the context is full, by route. */
 const ENDLESS: Readonly<Record<string, (url: string) => Promise<AsyncIterable<unknown>>>> = {
-  '/v1/chat/completions': async (url) =>
-    await openai(url).chat.completions.create({ ...long, messages, grammar } as typeof long & { messages: [] }),
+  '/v1/chat/completions': async (url) => await openai(url).chat.completions.create({ ...endless, messages }),
   '/v1/completions': async (url) =>
-    await openai(url).completions.create({
-      ...{ ...long, prompt: ['Ships', 'Trees', 'Kings'], n: 2, max_tokens: 2000, grammar },
-    } as typeof long & { prompt: string }),
-  '/v1/responses': async (url) =>
-    await openai(url).responses.create({ ...long, input: 'Tell me about ships.', grammar } as typeof long),
-  '/v1/messages': async (url) =>
-    await anthropic(url).messages.create({ ...long, messages, max_tokens: 2000, grammar } as typeof long & {
-      messages: []
-      max_tokens: number
-    }),
+    await openai(url).completions.create({ ...endless, prompt: ['Ships', 'Trees', 'Kings'], n: 2, max_tokens: 2000 }),
+  '/v1/responses': async (url) => await openai(url).responses.create({ ...endless, input: 'Tell me about ships.' }),
+  '/v1/messages': async (url) => await anthropic(url).messages.create({ ...endless, messages, max_tokens: 2000 }),
 }
 
 const openai = (url: string, apiKey = 'none') => new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0 })
@@ -71,7 +63,7 @@ describe('a client that leaves', () => {
   it('before its whole answer is there stops the work too', async () => {
     const impatient = new OpenAI({ baseURL: `${server.url}/v1`, apiKey: 'none', maxRetries: 0, timeout: 100 })
     await assert.rejects(
-      impatient.responses.create({ model: 'house', input: 'Ships', grammar } as { model: string; input: string }),
+      impatient.responses.create({ model: 'house', input: 'Ships', ...{ grammar } }),
       APIConnectionTimeoutError,
     )
     await until(isIdle, 'the work goes on')
@@ -114,7 +106,7 @@ describe('errors', () => {
     const { url } = server
     const engine = server.engineOf()
     const busy = new AbortController()
-    const fill = { model: 'house', input: 'Ships', grammar } as { model: string; input: string }
+    const fill = { model: 'house', input: 'Ships', ...{ grammar } }
     const holders = [0, 1].map(() =>
       openai(url)
         .responses.create(fill, { signal: busy.signal })

@@ -26,7 +26,7 @@ export const completionsRoute: Route = (app, { pool, callerOf, track }) => {
         const signal = clientGone(request, reply)
         using lease = await pool.lease(body.model)
         const { engine } = lease
-        const prompts = inputsOf(body.prompt)
+        const prompts = inputsOf(body.prompt, 'prompt')
         const generation = generationOf(body, callerOf(request), {
           maxTokens: body.max_tokens ?? DEFAULT_MAX_TOKENS,
           logprobs: body.logprobs,

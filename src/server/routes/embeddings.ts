@@ -24,7 +24,7 @@ export const embeddingsRoute: Route = (app, { pool, callerOf }) => {
         using lease = await pool.lease(body.model)
         const { engine } = lease
         checkDimensions(body, engine)
-        const requests = inputsOf(body.input).map((input) => embedRequest(input, body, callerOf(request)))
+        const requests = inputsOf(body.input, 'input').map((input) => embedRequest(input, body, callerOf(request)))
         const embeddings = await embedAll(engine, requests, signal)
         const prompt = embeddings.reduce((sum, { tokens }) => sum + tokens, 0)
         return {

@@ -4,13 +4,10 @@ import { textOrTokens } from './input.ts'
 import { acceptedFields, responseFormat, samplingFields, streamFields } from './sampling.ts'
 import { closed, modelField, text, tokenLimit, whole } from './types.ts'
 
-/** Prompts of one request. */
-const MOST_PROMPTS = 2048
-
 export const completionsBody = closed(
   {
     model: modelField,
-    prompt: textOrTokens('A text, its tokens, or several of either; each is continued.', MOST_PROMPTS),
+    prompt: textOrTokens('A text, its tokens, or several of either; each is continued.'),
     max_tokens: tokenLimit('Most tokens of each answer. Default 16.'),
     logprobs: whole('Report log-probabilities, and those of this many most likely tokens.', 0, 5),
     echo: Type.Optional(Type.Boolean({ description: 'Begin each answer with its prompt.' })),

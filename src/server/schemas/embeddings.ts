@@ -5,14 +5,12 @@ import { textOrTokens } from './input.ts'
 import { samplingFields } from './sampling.ts'
 import { closed, modelField, text, whole } from './types.ts'
 
-/** Texts of one request, as OpenAI has it. */
-const MOST_INPUTS = 2048
 const { cache_salt, priority } = samplingFields
 
 export const embeddingsBody = closed(
   {
     model: modelField,
-    input: textOrTokens('A text, its tokens, or several of either; each becomes a vector.', MOST_INPUTS),
+    input: textOrTokens('A text, its tokens, or several of either; each becomes a vector.'),
     encoding_format: Type.Optional(
       Type.Enum(['float', 'base64'], {
         description: 'Numbers, or the bytes of 32-bit floats, lowest byte first, in base64. Default float.',
