@@ -134,7 +134,7 @@ describe('errors', () => {
 describe('an engine in a process of its own', () => {
   it('gives the same answers', async () => {
     const models = [{ id: 'house', path: 'house', engine: SMALL }]
-    await using remote = await startServer({ models, port: 0 })
+    await using remote = await startServer({ models, port: 0, drainMs: 1000 })
     await using local = await startHouse()
     const answers = async (url: string) => {
       const client = openai(url)
