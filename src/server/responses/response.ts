@@ -87,7 +87,8 @@ export function ended(response: ResponseObject, output: readonly OutputItem[], e
     output,
     usage: {
       input_tokens: prompt_tokens,
-      input_tokens_details: { cached_tokens: prompt_tokens_details.cached_tokens },
+      // Storing is not counted.
+      input_tokens_details: { cached_tokens: prompt_tokens_details.cached_tokens, cache_write_tokens: 0 },
       output_tokens: completion_tokens,
       output_tokens_details: { reasoning_tokens: 0 },
       total_tokens,

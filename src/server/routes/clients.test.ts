@@ -77,6 +77,25 @@ describe('a client that leaves', () => {
   })
 })
 
+describe('an answer that breaks off', () => {
+  for (const route of Object.keys(ENDLESS))
+    it(`tells of the error in its last event: ${route}`, async () => {
+      await using server = await startHouse()
+      const events: { type?: string; response?: { status: string; error: { code: string } } }[] = []
+      await assert.rejects(async () => {
+        for await (const event of await ENDLESS[route]!(server.url)) {
+          if (events.push(event as object) === 5) await server.engineOf().dispose()
+        }
+        // The client of responses throws for no event; the others for any that is an error.
+        const last = events.at(-1)!
+        assert.equal(last.type, 'response.failed')
+        assert.equal(last.response!.status, 'failed')
+        throw new Error(last.response!.error.code)
+      }, /stopped by the caller|aborted/)
+      assert.ok(events.length >= 5)
+    })
+})
+
 describe('errors', () => {
   it('about keys and models have their classes', async () => {
     await using server = await startHouse({ apiKeys: ['sesame'] })
