@@ -20,7 +20,8 @@ function encode(request: PromptRequest, tokenizer: Tokenizer, template: () => Ch
   const { messages, tools, templateOptions, prompt = '', addSpecial = true, tokens } = request
   if (tokens) {
     const bad = [...tokens].find((t) => !Number.isInteger(t) || t < 0 || t >= tokenizer.vocabSize)
-    if (bad !== undefined) throw new KvasirError('INVALID_ARGUMENT', `token ${bad} is outside the vocabulary`, { field: 'tokens' })
+    if (bad !== undefined)
+      throw new KvasirError('INVALID_ARGUMENT', `token ${bad} is outside the vocabulary`, { field: 'tokens' })
     return Int32Array.from(tokens)
   }
   if (!messages) return tokenizer.encode(prompt, { addSpecial, parseSpecial: true })

@@ -138,7 +138,7 @@ export function checkRequest(request: GenerateRequest, maxSamples: number): void
   if (maxTokens !== undefined && (!Number.isSafeInteger(maxTokens) || maxTokens < 1))
     throw invalid(`maxTokens is ${maxTokens}; it must be a whole number from 1 up`)
   if (samples !== undefined && !(Number.isSafeInteger(samples) && samples >= 1 && samples <= maxSamples))
-    throw invalid(`samples is ${samples}; it must be a whole number from 1 to ${maxSamples} (maxSequences)`)
+    throw invalid(`samples is ${samples}; it must be a whole number from 1 to ${maxSamples} (maxSequences)`, 'samples')
 }
 
 /** @throws KvasirError INVALID_ARGUMENT */
@@ -179,6 +179,6 @@ export function checkSharing({ priority, tenant, salt, deadlineMs }: SharingRequ
     if (value !== undefined && typeof value !== 'string') throw invalid(`${name} must be a text`)
 }
 
-function invalid(what: string): KvasirError {
-  return new KvasirError('INVALID_ARGUMENT', what)
+function invalid(what: string, field?: string): KvasirError {
+  return new KvasirError('INVALID_ARGUMENT', what, field === undefined ? {} : { field })
 }

@@ -60,7 +60,12 @@ const HTTP_ERRORS: Readonly<Record<string, string>> = {
 
 function ofEngine(error: KvasirError): Refusal {
   const { code, details, status } = error
-  const field = typeof details['field'] === 'string' ? snakeCase(details['field']) : null
+  // A client that left reads nothing: whoever reads this was left by the server.
+  if (code === 'ABORTED') {
+    const message = 'the server is shutting down, or has unloaded this model: the answer is not complete'
+    return { status: 503, message, code: 'shutting_down', param: null, retryAfter: 1 }
+  }
+  const field = typeof details['field'] === 'string' ? apiName(details['field']) : null
   const after = details['retryAfterMs']
   const retryAfter = typeof after === 'number' ? Math.max(1, Math.ceil(after / 1000)) : 1
   return {
@@ -78,9 +83,12 @@ const PARAM_OF: Readonly<Record<string, string>> = {
   GRAMMAR_INVALID: 'response_format',
 }
 
+/** Where the APIs have another name. */
+const NAMES: Readonly<Record<string, string>> = { samples: 'n', stopTokens: 'stop_token_ids', ignoreEnd: 'ignore_eos' }
+
 /** The engine's names of fields to those of the API: `topLogprobs` to `top_logprobs`. */
-function snakeCase(name: string): string {
-  return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
+function apiName(name: string): string {
+  return NAMES[name] ?? name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
 }
 
 const OPENAI_TYPES: Readonly<Record<number, string>> = {

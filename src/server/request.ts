@@ -26,6 +26,12 @@ export interface Extras {
   readonly format: ResponseFormat | undefined
 }
 
+/** @throws ApiError */
+export function checkStream(body: { readonly stream?: boolean; readonly stream_options?: object }): void {
+  if (body.stream_options && !body.stream)
+    throw new ApiError(400, 'stream_options needs stream: true', { param: 'stream_options' })
+}
+
 /** @throws ApiError for fields that contradict each other */
 export function generationOf(body: SamplingFields, caller: Caller, extras: Extras): Generation {
   const { maxTokens } = extras

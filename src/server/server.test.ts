@@ -1,6 +1,8 @@
 /** The server as a whole: its start and end, several models, who may call, and what it says of itself. */
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
 import { request as httpRequest } from 'node:http'
+import { connect } from 'node:net'
 import { describe, it } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { LocalEngine } from '../engine/local.ts'
@@ -52,7 +54,7 @@ describe('the server', () => {
     const loads: string[] = []
     const models = ['one', 'two'].map((id) => ({ id, path: 'house', engine: { ...SMALL, contextLength: 512 } }))
     await using server = await startServer(
-      { port: 0, models, idleUnloadMs: 150 },
+      { port: 0, models, idleUnloadMs: 1500 },
       {
         load: (path, options) => {
           loads.push(path)
@@ -71,7 +73,7 @@ describe('the server', () => {
     const [a, b] = await Promise.all([ask('two'), ask('two')])
     assert.deepEqual([a.status, b.status], [200, 200])
     assert.equal(loads.length, 2)
-    for (let i = 0; i < 100 && (await states()).join() !== 'one unloaded,two unloaded'; i++) await sleep(30)
+    for (let i = 0; i < 300 && (await states()).join() !== 'one unloaded,two unloaded'; i++) await sleep(30)
     assert.deepEqual(await states(), ['one unloaded', 'two unloaded'])
     assert.equal((await ask('one')).status, 200)
     assert.equal(loads.length, 3)
@@ -97,6 +99,16 @@ describe('the server', () => {
     await closed
   })
 
+  it('does not wait for a connection on which nothing was asked', async () => {
+    const server = await startHouse({ drainMs: 20_000 })
+    const socket = connect(Number(new URL(server.url).port), '127.0.0.1')
+    await once(socket, 'connect')
+    const began = performance.now()
+    await server.close()
+    assert.ok(performance.now() - began < 10_000, 'it waited for the whole time to drain')
+    socket.destroy()
+  })
+
   it('ends what does not end in time', async () => {
     const server = await startHouse({ drainMs: 50 })
     const response = await fetch(`${server.url}/v1/chat/completions`, {
@@ -108,7 +120,7 @@ describe('the server', () => {
     await server.close()
     const rest: string[] = []
     for await (const { data } of events) rest.push(data)
-    assert.match(rest.at(-1)!, /"error"/)
+    assert.match(rest.at(-1)!, /"error".*shutting down/)
   })
 
   it('answers to names of this machine only, unless it is told others', async () => {

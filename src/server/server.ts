@@ -7,7 +7,8 @@
  * await server.close()
  * ```
  */
-import type { AddressInfo } from 'node:net'
+import type { Server as HttpServer, IncomingMessage } from 'node:http'
+import type { AddressInfo, Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
 import { KvasirError } from '../contract/errors.ts'
@@ -63,14 +64,19 @@ export async function startServer(options: ServerOptions, parts: ServerParts = {
     ...{ pool, options: complete, version, accepting: () => accepting, observer },
     logger: parts.logger ?? null,
   })
+  const unused = unusedConnections(app.server)
   let closing: Promise<void> | null = null
   const close = async () => {
     accepting = false
     const drained = app.close()
-    // A connection that falls idle meanwhile would else be waited for as long as its client keeps it.
-    const idle = setInterval(() => app.server.closeIdleConnections(), IDLE_CHECK_MS)
+    const tidy = setInterval(() => {
+      // What falls idle meanwhile would else be waited for as long as its client keeps it, and Node takes a connection that
+      // never sent a request for a busy one.
+      app.server.closeIdleConnections()
+      for (const socket of unused) socket.destroy()
+    }, IDLE_CHECK_MS)
     await Promise.race([drained, sleep(complete.drainMs, undefined, { ref: false })])
-    clearInterval(idle)
+    clearInterval(tidy)
     // What still runs ends with ABORTED; its client is told, if it reads.
     await pool.close()
     await Promise.race([drained, sleep(FAREWELL_MS, undefined, { ref: false })])
@@ -95,6 +101,17 @@ export async function startServer(options: ServerOptions, parts: ServerParts = {
   }
   const { address, port, family } = app.server.address() as AddressInfo
   return Object.assign(server, { url: `http://${family === 'IPv6' ? `[${address}]` : address}:${port}` })
+}
+
+/** Connections on which no request has come yet. */
+function unusedConnections(server: HttpServer): ReadonlySet<Socket> {
+  const unused = new Set<Socket>()
+  server.on('connection', (socket: Socket) => {
+    unused.add(socket)
+    socket.once('close', () => unused.delete(socket))
+  })
+  server.on('request', ({ socket }: IncomingMessage) => unused.delete(socket))
+  return unused
 }
 
 function cannotListen(error: unknown, host: string, port: number): unknown {

@@ -101,6 +101,7 @@ export const BAD_REQUESTS: readonly BadRequest[] = [
   ...field('metadata', [5, { a: 1 }, []]),
   ...field('modalities', [['audio'], 'text', [1]]),
   ...field('chat_template_kwargs', [5, [], 'x']),
+  { name: 'stream_options without stream', path: CHAT, body: { messages, stream_options: {} }, says: /stream: true/ },
   // unknown fields
   { name: 'unknown field', path: CHAT, body: { messages, frobnicate: 1 }, says: /Unknown parameter: 'frobnicate'/ },
   { name: 'misspelt field', path: CHAT, body: { messages, temprature: 1 }, says: /Did you mean 'temperature'/ },

@@ -13,7 +13,7 @@ import {
 import { ApiError, openAiError, refusalOf } from '../errors.ts'
 import { type EndEvent, extrasOf, gather, type WholeCall } from '../gather.ts'
 import { logprobOf } from '../logprobs.ts'
-import { type Caller, conversationJob, generationOf } from '../request.ts'
+import { type Caller, checkStream, conversationJob, generationOf } from '../request.ts'
 import type { Route } from '../route.ts'
 import { type ChatBody, chatBody } from '../schemas/chat.ts'
 import { clientGone, type SseEvent, sendEvents } from '../sse.ts'
@@ -38,6 +38,7 @@ export const chatRoute: Route = (app, { pool, callerOf, track }) => {
 }
 
 function jobOf(body: ChatBody, lease: { readonly engine: Parameters<typeof answer>[0] }, caller: Caller): Job {
+  checkStream(body)
   if (body.top_logprobs !== undefined && !body.logprobs)
     throw new ApiError(400, 'top_logprobs needs logprobs: true', { param: 'top_logprobs' })
   const generation = generationOf(body, caller, {

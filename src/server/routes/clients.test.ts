@@ -91,7 +91,7 @@ describe('an answer that breaks off', () => {
         assert.equal(last.type, 'response.failed')
         assert.equal(last.response!.status, 'failed')
         throw new Error(last.response!.error.code)
-      }, /stopped by the caller|aborted/)
+      }, /shutting.down/)
       assert.ok(events.length >= 5)
     })
 })

@@ -4,7 +4,7 @@ import { type AnswerEvent, answer, type Finish, type Job, newId, type TokenInfo,
 import { ApiError, openAiError, refusalOf } from '../errors.ts'
 import { type EndEvent, extrasOf, gather } from '../gather.ts'
 import { merge } from '../merge.ts'
-import { defined, generationOf } from '../request.ts'
+import { checkStream, defined, generationOf } from '../request.ts'
 import type { Route } from '../route.ts'
 import { type CompletionsBody, completionsBody } from '../schemas/completions.ts'
 import { type Input, inputsOf } from '../schemas/input.ts'
@@ -63,6 +63,7 @@ export const completionsRoute: Route = (app, { pool, callerOf, track }) => {
 
 /** @throws ApiError for what cannot be had here */
 function checkBody(body: CompletionsBody): void {
+  checkStream(body)
   const { n = 1, best_of: bestOf = n } = body
   if (body.suffix)
     throw new ApiError(400, 'suffix is not supported: the models here continue texts, they do not fill in', {
