@@ -2,6 +2,7 @@
  * What the scheduler hands to the executor. A prompt chunk, a decode step, a few layers of either: all are work items. The
  * residual stream is a table of rows; rows join and leave at layer boundaries.
  */
+import type { ObservedLayer, Statistic } from './observation.ts'
 import type { Position, Range, SequenceId, TokenId } from './units.ts'
 
 export type WorkInput =
@@ -19,6 +20,11 @@ export interface WorkOutputs {
   readonly hidden: boolean
   /** Rows whose states behind the model's final norm are wanted, ascending: what embeddings are made of. Default: none. */
   readonly normed?: readonly number[]
+  /**
+   * Attention of these rows of the item, half-open, on every key that the sequence then holds, reduced over the rows. Rows
+   * that are in the cache already can be computed again for it, with {@link WorkStore} `cells`.
+   */
+  readonly observe?: { readonly rows: Range; readonly statistics: readonly Statistic[] }
 }
 
 /** Where an item's keys and values go, in the sequence's table. */
@@ -60,6 +66,8 @@ export interface WorkResult {
   readonly hidden: Float32Array | null
   /** f32 [D, outputs.normed.length]; valid until the next step. */
   readonly normed: Float32Array | null
+  /** One per layer that the item ran, in their order; null when nothing was to be observed. Valid until the next step. */
+  readonly observed?: readonly ObservedLayer[] | null
 }
 
 export interface StepResult {

@@ -1,0 +1,45 @@
+/**
+ * What a policy may ask to see of a pass. Only what was asked for is computed, inside the graph, and reduced there. Numbers
+ * come as f32 arrays, fastest dimension first.
+ *
+ * P[i, j, h] is the attention probability of query row i on key j in query head h: post-softmax over all keys that row i may
+ * see, f32; 0 for keys that it may not.
+ */
+
+/** A reduction over w query rows i, for each key j and query head h: f32 [n, H]. */
+export type Statistic =
+  /** sum_i P[i, j, h] */
+  | 'sum'
+  /** 1/(w-1) sum_i (P[i, j, h] - 1/w sum_i P[i, j, h])^2; needs w >= 2 */
+  | 'variance'
+  /** sum_i -P[i, j, h] ln(P[i, j, h] + 1e-10) */
+  | 'entropy'
+
+/** Of one layer, reduced over the rows that were asked for. */
+export interface ObservedLayer {
+  /** Keys of each KV head, Hkv of them, in the order of the cache's table; all equal while that is uniform. */
+  readonly keys: readonly number[]
+  /** Positions of the keys, by KV head; one list for all while the table is uniform. */
+  readonly positions: readonly Int32Array[]
+  /** f32 [n, H] by statistic, n the largest of `keys`; what lies behind a head's own keys is 0. */
+  readonly statistics: Readonly<Partial<Record<Statistic, Float32Array>>>
+}
+
+/** What a policy needs, and when. */
+export interface ObservationNeeds {
+  /** Of the last `rows` rows of the prompt, when the prompt is complete. */
+  readonly window?: { readonly rows: number; readonly statistics: readonly Statistic[] }
+  /** Of each key, the sum of what it got from all query rows so far, prompt and answer. */
+  readonly columns?: boolean
+  /** The probabilities of each row of the answer, when it was computed. */
+  readonly decode?: boolean
+}
+
+/** All layers, layer 0 first. */
+export interface Observation {
+  readonly window?: readonly ObservedLayer[]
+  /** `sum` only. */
+  readonly columns?: readonly ObservedLayer[]
+  /** `sum` only, of one row. */
+  readonly decode?: readonly ObservedLayer[]
+}
