@@ -8,12 +8,6 @@ const QUIET_MS = 15_000
 /** Headers wait for the first event, so that a refusal has its own status; but no longer than this. */
 const FIRST_MS = 400
 
-/**
- * Bytes go out at least so far apart, in milliseconds. Answers that come faster than a screen shows them would cost a system
- * call for every token, here and at the reader's, on the cores that compute them.
- */
-const PACE_MS = 10
-
 export interface SseEvent {
   /** Name of the event, where the API names them. */
   readonly event?: string
@@ -59,20 +53,19 @@ export async function sendEvents(
     'x-accel-buffering': 'no',
   })
   raw.flushHeaders()
-  const writer = new PacedWriter(raw)
-  const alive = setInterval(() => void writer.write(': waiting\n\n'), QUIET_MS)
+  const alive = setInterval(() => void (raw.writableNeedDrain || raw.write(': waiting\n\n')), QUIET_MS)
   try {
     for (let next = await first; !next.done; next = await events.next()) {
       alive.refresh()
-      if (!(await writer.write(textOf(next.value)))) return
+      if (!(await write(raw, next.value))) return
     }
   } catch (error) {
     const last = onError(error)
-    if (last) await writer.write(textOf(last))
+    if (last) await write(raw, last)
   } finally {
     clearInterval(alive)
     await events.return(undefined).catch(() => {})
-    writer.end()
+    raw.end()
   }
 }
 
@@ -82,53 +75,18 @@ function definedHeaders(reply: FastifyReply): Record<string, string | number | s
   )
 }
 
-function textOf({ event, data }: SseEvent): string {
-  return `${event ? `event: ${event}\n` : ''}data: ${data}\n\n`
-}
-
-/** Writes at once when it has been quiet, else what has come up by the next beat. */
-class PacedWriter {
-  readonly #raw: ServerResponse
-  #held = ''
-  #sentMs = Number.NEGATIVE_INFINITY
-  #timer: NodeJS.Timeout | null = null
-
-  constructor(raw: ServerResponse) {
-    this.#raw = raw
+/** False when the client has gone. */
+async function write(raw: ServerResponse, { event, data }: SseEvent): Promise<boolean> {
+  if (raw.destroyed || raw.writableEnded) return false
+  if (raw.write(`${event ? `event: ${event}\n` : ''}data: ${data}\n\n`)) return true
+  const abort = new AbortController()
+  try {
+    const signal = abort.signal
+    await Promise.race([once(raw, 'drain', { signal }), once(raw, 'close', { signal })])
+  } catch {
+    return false
+  } finally {
+    abort.abort()
   }
-
-  /** Resolves when more may be written; false when the client has gone. */
-  async write(text: string): Promise<boolean> {
-    const raw = this.#raw
-    if (raw.destroyed || raw.writableEnded) return false
-    this.#held += text
-    const wait = this.#sentMs + PACE_MS - performance.now()
-    if (wait <= 0) this.#flush()
-    else this.#timer ??= setTimeout(() => this.#flush(), wait)
-    if (!raw.writableNeedDrain) return true
-    const abort = new AbortController()
-    try {
-      const { signal } = abort
-      await Promise.race([once(raw, 'drain', { signal }), once(raw, 'close', { signal })])
-    } catch {
-      return false
-    } finally {
-      abort.abort()
-    }
-    return !raw.destroyed
-  }
-
-  end(): void {
-    this.#flush()
-    this.#raw.end()
-  }
-
-  #flush(): void {
-    if (this.#timer) clearTimeout(this.#timer)
-    this.#timer = null
-    if (this.#held === '' || this.#raw.destroyed) return
-    this.#sentMs = performance.now()
-    this.#raw.write(this.#held)
-    this.#held = ''
-  }
+  return !raw.destroyed
 }
