@@ -231,7 +231,7 @@ class Reader implements Disposable {
     let out: Tensor | null = null
     for (let layer = 0; layer < this.layers; layer++) {
       const parts = partsOf(layer)
-      out = lowering.attend(c, { q, parts, mask, scale: 1 / Math.sqrt(headDim), softcap: 0 }) // f32 [d * H, 1]
+      out = lowering.attend(c, { q, parts, mask, scale: 1 / Math.sqrt(headDim), softcap: 0 }).out // f32 [d * H, 1]
       this.#graph.expand(layer === this.layers - 1 ? out.asOutput() : out)
     }
     this.#last = out!

@@ -227,7 +227,7 @@ function asKvasir(c: Context, cache: StoredCache, q: Tensor, mask: Tensor, name:
   return lowering.attend(c, {
     ...{ q, mask: lowering.mask(c, mask, H), scale: SCALE, softcap: 0 },
     parts: [{ keys: cache.keys, values: transposed ?? cache.values, valuesTransposed: transposed !== null }],
-  })
+  }).out
 }
 
 /** llama-graph.cpp, build_attn_mha: the fused op on permuted views of token-major rows. */

@@ -15,6 +15,7 @@ const ORDER = [
   'engine',
   'scheduler',
   'executor',
+  'policies',
   'cache',
   'model',
   'ggml',

@@ -23,6 +23,19 @@ export interface PolicyState {
   readonly budget: number
   /** Same seed, same plan. */
   readonly seed: number
+  /** Of this very model; only where {@link PolicyDefinition.calibration} asks for it. */
+  readonly calibration?: Calibration
+}
+
+/** What was measured of a model once, by `kvasir calibrate POLICY MODEL`, for a policy that needs it. */
+export type Calibration = CompressKvCalibration
+
+export interface CompressKvCalibration {
+  readonly policy: 'compresskv'
+  /** By layer: all query heads, the one that best holds on to a passage it copies from first. */
+  readonly heads: readonly (readonly number[])[]
+  /** By layer: its share of the error that eviction causes; they add up to 1. */
+  readonly layerShares: readonly number[]
 }
 
 export type CompressionPlan =
@@ -44,14 +57,16 @@ export type OptionSpec =
   | { readonly kind: 'flag'; readonly default: boolean; readonly help: string }
 
 export type OptionSpecs = Readonly<Record<string, OptionSpec>>
-export type OptionsOf<S extends OptionSpecs> = {
-  readonly [K in keyof S]: S[K] extends { readonly kind: 'number' }
-    ? number
-    : S[K] extends { readonly kind: 'flag' }
-      ? boolean
-      : string
-}
+type OptionValue<O extends OptionSpec> = O extends { readonly kind: 'number' }
+  ? number
+  : O extends { readonly kind: 'flag' }
+    ? boolean
+    : O extends { readonly choices: readonly (infer C)[] }
+      ? C
+      : never
+export type OptionsOf<S extends OptionSpecs> = { readonly [K in keyof S]: OptionValue<S[K]> }
 
+/** Methods rather than functions in fields, so that definitions with options of their own fit into one list. */
 export interface PolicyDefinition<S extends OptionSpecs = OptionSpecs> {
   /** As users type it, and the name of its file. */
   readonly name: string
@@ -60,10 +75,12 @@ export interface PolicyDefinition<S extends OptionSpecs = OptionSpecs> {
   readonly paper: { readonly title: string; readonly year: number; readonly arxiv: string } | null
   readonly options: S
   /** What is wrong with options of which each is in its range; null: nothing. */
-  readonly check?: (options: OptionsOf<S>) => string | null
-  readonly observes: (options: OptionsOf<S>) => ObservationNeeds
+  check?(options: OptionsOf<S>): string | null
+  /** Whose calibration it needs; absent or null: none. */
+  calibration?(options: OptionsOf<S>): Calibration['policy'] | null
+  observes(options: OptionsOf<S>): ObservationNeeds
   /** When the prompt is complete. */
-  readonly afterPrefill: (seen: Observation, state: PolicyState, options: OptionsOf<S>) => CompressionPlan
+  afterPrefill(seen: Observation, state: PolicyState, options: OptionsOf<S>): CompressionPlan
   /** After each row of the answer; absent: the answer's rows are kept. */
-  readonly afterDecode?: (seen: Observation, state: PolicyState, options: OptionsOf<S>) => CompressionPlan
+  afterDecode?(seen: Observation, state: PolicyState, options: OptionsOf<S>): CompressionPlan
 }

@@ -33,6 +33,8 @@ export type WorkStore =
   | { readonly kind: 'tail' }
   /** These cells of a uniform sequence's column: rows that are there already are computed again. */
   | { readonly kind: 'cells'; readonly cells: readonly number[] | Int32Array }
+  /** Nowhere: the rows' keys and values are in the cache already, and are read as they are. */
+  | { readonly kind: 'kept' }
 
 /** Which cached keys a row may see. */
 export type WorkMask =

@@ -8,6 +8,7 @@ import type { RequestView } from '../contract/schedule.ts'
 import type { RequestId } from '../contract/units.ts'
 import type { WorkOutputs } from '../contract/work-item.ts'
 import type { RequestStatus } from './api.ts'
+import type { Compression } from './compression.ts'
 import type { Pooler } from './pooler.ts'
 import type { Task } from './task.ts'
 import type { Writer } from './writer.ts'
@@ -17,6 +18,8 @@ export class Branch implements Disposable {
   readonly task: Task
   /** What is made of the outputs behind its rows. */
   readonly head: Writer | Pooler
+  /** What shortens its cache; null: nothing. */
+  readonly compression: Compression | null
   /** Prompt, and answer so far. */
   readonly tokens: number[]
   sequence: KvSequence | null = null
@@ -31,19 +34,25 @@ export class Branch implements Disposable {
   /** Rows that were loaded for it since it last had pages, by where they were. */
   loaded = { host: 0, disk: 0 }
 
-  constructor(id: RequestId, task: Task, head: Writer | Pooler, from?: Branch) {
+  constructor(id: RequestId, task: Task, head: Writer | Pooler, compression: Compression | null, from?: Branch) {
     this.id = id
     this.task = task
     this.head = head
+    this.compression = compression
     this.tokens = from ? [...from.tokens] : [...task.prompt]
     if (!from) return
     this.hashes.push(...from.hashes)
     this.published = from.published
   }
 
-  /** Rows that are in the cache. */
+  /** Rows that were computed: those in the cache, or that were there before they were dropped. */
   get computed(): number {
-    return this.sequence ? this.sequence.columns[0]!.end : 0
+    return this.sequence ? (this.compression?.seen ?? this.sequence.columns[0]!.end) : 0
+  }
+
+  /** Its cache is no longer what others could use. */
+  get isCompressed(): boolean {
+    return this.compression !== null && this.compression.seen !== null
   }
 
   /** Tokens of the answer so far. */
@@ -53,14 +62,21 @@ export class Branch implements Disposable {
 
   /** Blocks, from the first on, that it may take from the cache: the last row is always computed, for its output. */
   get reusableBlocks(): number {
-    return Math.floor(Math.min(this.tokens.length - 1, this.head.reusableRows) / PAGE_CELLS)
+    return Math.floor(
+      Math.min(
+        this.tokens.length - 1,
+        this.head.reusableRows,
+        this.compression?.reusableRows ?? Number.POSITIVE_INFINITY,
+      ) / PAGE_CELLS,
+    )
   }
 
   /** What is wanted of its rows [from, to). */
   outputs(from: number, to: number): WorkOutputs {
     const { head } = this
     if (head.kind === 'pooler') return { logits: [], hidden: false, normed: head.wanted(from, to) }
-    return { logits: to > from && to === this.tokens.length ? [to - from - 1] : [], hidden: false }
+    const logits = to > from && to === this.tokens.length ? [to - from - 1] : []
+    return { logits, hidden: false, ...this.compression?.observe(from, to) }
   }
 
   /** @param cached of a waiting branch: rows that it would find */

@@ -29,6 +29,7 @@ import {
   MOST_REQUESTS,
 } from './api.ts'
 import { cacheMap } from './cache-map.ts'
+import { chooseCompression } from './compression.ts'
 import { describe, fullIdentity, identityOf } from './describe.ts'
 import { checkEmbed, defaultPooling, type Embedding, type EmbedRequest } from './embed.ts'
 import { EventLog } from './events.ts'
@@ -180,6 +181,7 @@ export class LocalEngine implements EngineApi, Disposable {
       maxTokens: Math.min(request.maxTokens ?? room, room),
       endsContext: request.maxTokens === undefined || request.maxTokens > room,
       samples: request.samples ?? 1,
+      compression: chooseCompression(request, prompt.length, this.model.config, this.store),
       parts: new PartQueue(() => this.#loop.wake()),
     }
   }

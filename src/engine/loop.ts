@@ -8,6 +8,7 @@ import { checkStore } from '../cache/check.ts'
 import type { PrefixCache } from '../cache/prefix-cache.ts'
 import type { KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
+import type { ObservedLayer } from '../contract/observation.ts'
 import type { RequestView, Scheduler, SchedulerOptions, StepPlan } from '../contract/schedule.ts'
 import type { RequestId } from '../contract/units.ts'
 import type { WorkItem, WorkResult } from '../contract/work-item.ts'
@@ -15,6 +16,7 @@ import type { Executor } from '../executor/run.ts'
 import type { Model } from '../model/model.ts'
 import { checkPlan, order } from '../scheduler/index.ts'
 import type { Branch } from './branch.ts'
+import type { Compression } from './compression.ts'
 import type { EventLog } from './events.ts'
 import { cutRuns, type Piece } from './pieces.ts'
 import type { Pooler } from './pooler.ts'
@@ -154,7 +156,8 @@ export class EngineLoop {
     }
     const work = plan.work.flatMap((w): Piece[] => {
       const branch = this.#roster.running.find((b) => b.id === w.id)
-      return branch ? [{ branch, rows: w.rows, padding: w.padding ?? 0 }] : []
+      const rows = branch?.compression?.most(branch.computed, w.rows) ?? w.rows
+      return branch ? [{ branch, rows, padding: w.padding ?? 0 }] : []
     })
     if (!work.length) return changed || this.#preemptResting()
     const { tokenBudget, maxSequences } = this.#options
@@ -204,6 +207,7 @@ export class EngineLoop {
   #withoutFollowers(waiting: readonly RequestView[]): RequestView[] {
     const coming = new Set<string>()
     for (const b of this.#roster.running) {
+      if (b.isCompressed) continue
       const next = b.hashes[Math.floor(b.computed / PAGE_CELLS)]
       if (next !== undefined) coming.add(next)
     }
@@ -230,19 +234,22 @@ export class EngineLoop {
     try {
       const result = await this.#executor.run({ items }, abort.signal)
       this.#step = null
-      for (const { branch, padding } of pieces) if (padding) this.#store.takeBack(branch.sequence!, padding)
+      for (const { branch, padding } of pieces) if (padding) this.#takeBack(branch, padding)
       this.#account(pieces, result)
+      const planned: (() => Promise<void>)[] = []
       for (const [i, { branch }] of pieces.entries()) {
         // Another sample of its request may have failed.
         if (!branch.sequence) continue
         this.#roster.publish(branch)
-        if (branch.task.cancelled === undefined) this.#take(branch, result.items[i]!)
+        if (branch.task.cancelled !== undefined) continue
+        if (!branch.compression) this.#take(branch, result.items[i]!)
+        else planned.push(this.#compressed(branch, branch.compression, result.items[i]!))
       }
+      for (const plan of planned) await plan()
     } catch (error) {
       this.#step = null
       // What the step wrote is not to be trusted; nothing of it was given out.
-      for (const { branch, rows, padding } of pieces)
-        if (branch.sequence) this.#store.takeBack(branch.sequence, rows + padding)
+      for (const { branch, rows, padding } of pieces) if (branch.sequence) this.#takeBack(branch, rows + padding)
       if (error instanceof KvasirError && error.code === 'ABORTED') return
       for (const { branch } of pieces) if (!branch.task.parts.ended) this.#roster.fail(branch, error)
     }
@@ -264,6 +271,7 @@ export class EngineLoop {
             branch.sequence,
             Int32Array.from({ length: rows + padding }, (_, i) => at + i),
           )
+          branch.compression?.appended(rows + padding)
           done.push(piece)
           break
         } catch (error) {
@@ -294,6 +302,55 @@ export class EngineLoop {
       outputs: branch.outputs(from, from + rows),
       mask: { kind: 'causal' },
     }
+  }
+
+  #takeBack(branch: Branch, rows: number): void {
+    this.#store.takeBack(branch.sequence!, rows)
+    branch.compression?.appended(-rows)
+  }
+
+  /**
+   * Hands a branch with a policy what it is due. Its own step, where one is needed, comes after all other outputs of this one
+   * were read; what it needs of them is copied now.
+   */
+  #compressed(branch: Branch, compression: Compression, { logits, observed }: WorkResult): () => Promise<void> {
+    const own: WorkResult = { logits: logits?.slice() ?? null, hidden: null, normed: null }
+    compression.add(observed)
+    if (compression.seen !== null) compression.afterDecode(branch.sequence!, observed ?? null)
+    return async () => {
+      try {
+        const complete = compression.seen === null && branch.computed === branch.task.prompt.length
+        if (complete && branch.sequence) {
+          const window = await this.#window(branch, compression.windowRows)
+          this.#roster.detach(branch, compression.budget)
+          compression.afterPrefill(branch.sequence, window)
+        }
+      } catch (error) {
+        this.#roster.fail(branch, error)
+        return
+      }
+      this.#take(branch, own)
+    }
+  }
+
+  /** Computes the last rows of a prompt once more, to see what they look at; nothing is stored. */
+  async #window(branch: Branch, rows: number): Promise<readonly ObservedLayer[] | null> {
+    const { sequence, compression, task } = branch
+    if (rows === 0) return null
+    const from = task.prompt.length - rows
+    const { statistics } = compression!.needs.window!
+    const item: WorkItem = {
+      sequence: sequence!.id,
+      positions: Int32Array.from({ length: rows }, (_, i) => from + i),
+      store: { kind: 'kept' },
+      layers: { from: 0, to: this.#model.config.layers },
+      input: { kind: 'tokens', tokens: task.prompt.slice(from) },
+      outputs: { logits: [], hidden: false, observe: { rows: { from: 0, to: rows }, statistics } },
+      mask: { kind: 'causal' },
+    }
+    const { items, computeMs } = await this.#executor.run({ items: [item] })
+    task.computeMs += computeMs
+    return items[0]!.observed!
   }
 
   #account(pieces: readonly Piece[], { computeMs, totalMs }: { computeMs: number; totalMs: number }): void {

@@ -4,6 +4,7 @@ import { KvasirError } from '../contract/errors.ts'
 import type { TokenLogprob } from '../model/sampling/logprobs.ts'
 import type { SamplingParams } from '../model/sampling/params.ts'
 import type { ChatMessage } from '../model/template/template.ts'
+import type { PolicySpec } from '../policies/index.ts'
 
 export type { TokenLogprob }
 
@@ -47,6 +48,10 @@ export interface GenerateRequest extends PromptRequest, SharingRequest {
   readonly stopTokens?: readonly number[]
   /** Go on behind the model's own end of an answer, for load tests: needs `maxTokens`, and no grammar. Default false. */
   readonly ignoreEnd?: boolean
+  /** What shortens the cache when the prompt is complete: `snapkv`, `'cake?window=32&gamma=200'`, or an object. Default: nothing does. */
+  readonly policy?: string | PolicySpec
+  /** What a policy may keep: a fraction of the full cache (0.25), tokens per layer and KV head (512), or bytes ('64MiB'). */
+  readonly budget?: number | string
   /** Answers to generate from one prompt, which is computed and stored once. Default 1. */
   readonly samples?: number
 }
@@ -124,6 +129,8 @@ const FIELDS = [
   'stopTokens',
   'ignoreEnd',
   'samples',
+  'policy',
+  'budget',
 ]
 
 /** @throws KvasirError INVALID_ARGUMENT */

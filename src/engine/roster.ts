@@ -5,6 +5,7 @@
  * from a tier, or computes them anew, whichever is quicker; then its request is refused with KV_BUDGET.
  */
 import { PAGE_CELLS } from '../cache/arena.ts'
+import { pagesToKeep } from '../cache/keep.ts'
 import type { PrefixCache } from '../cache/prefix-cache.ts'
 import type { KvSequence, KvStore } from '../cache/store.ts'
 import { KvasirError, showBytes } from '../contract/errors.ts'
@@ -13,6 +14,7 @@ import type { RequestId } from '../contract/units.ts'
 import type { Model } from '../model/model.ts'
 import { join, type ServedTokens, serve } from '../scheduler/index.ts'
 import { Branch } from './branch.ts'
+import { Compression } from './compression.ts'
 import type { EventLog } from './events.ts'
 import { Pooler } from './pooler.ts'
 import { Rates } from './rates.ts'
@@ -95,7 +97,7 @@ export class Roster {
     }
     const { tokenizer, config } = this.#model
     const head = task.kind === 'embed' ? new Pooler(task, config.width) : new Writer(task, tokenizer, 0)
-    const branch = new Branch(this.#nextId++ as RequestId, task, head)
+    const branch = new Branch(this.#nextId++ as RequestId, task, head, this.#compression(task))
     task.id = branch.id
     this.totals.requests++
     this.served = join(
@@ -168,6 +170,7 @@ export class Roster {
   preempt(branch: Branch): void {
     const rows = branch.computed
     this.leave(branch)
+    branch.compression?.restart()
     branch.published = 0
     branch.loadedFrom = -1
     branch.loaded = { host: 0, disk: 0 }
@@ -235,11 +238,25 @@ export class Roster {
 
   /** Tells the prefix index about blocks that are full now. */
   publish(branch: Branch): void {
+    if (branch.isCompressed) return
     const full = Math.floor(branch.computed / PAGE_CELLS)
     if (full === branch.published) return
     this.#prefixes.nameBlocks(branch.task.root, branch.tokens, branch.hashes)
     this.#prefixes.publish(branch.sequence!, branch.hashes, branch.tokens, branch.published, full)
     branch.published = full
+  }
+
+  /** Before rows are dropped: the sequence's pages are those of a stored prefix no longer. */
+  detach(branch: Branch, rows: number): void {
+    this.#prefixes.release(branch.sequence!)
+    // What others share is copied for it: prefixes that nobody uses make room.
+    const missing = pagesToKeep(rows) - this.#store.pools[0]!.freePages
+    if (missing > 0) this.totals.evictedPages += this.#prefixes.evict(missing, 'growth')
+  }
+
+  #compression(task: Task): Compression | null {
+    if (task.kind !== 'generate' || !task.compression) return null
+    return new Compression(this.#store, this.#model.config, task.prompt.length, task.compression)
   }
 
   /** Further samples of a prompt that is done: they share its pages until they write. */
@@ -249,7 +266,7 @@ export class Roster {
     if (task.kind === 'embed' || head.kind === 'pooler') return out
     for (let i = 1; i < task.samples; i++) {
       const writer = new Writer(task, this.#model.tokenizer, i, head)
-      const other = new Branch(this.#nextId++ as RequestId, task, writer, branch)
+      const other = new Branch(this.#nextId++ as RequestId, task, writer, branch.compression?.fork() ?? null, branch)
       this.#events.add({ kind: 'request-fork', request: other.id, from: branch.id })
       const expected = branch.computed + Math.min(task.maxTokens, EXPECTED_ANSWER)
       other.sequence = this.#store.fork(branch.sequence!, expected)

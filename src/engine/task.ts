@@ -1,6 +1,7 @@
 /** A request while it is being served: what was asked, what is known of it, where its results go. */
 import { KvasirError } from '../contract/errors.ts'
 import type { RequestId } from '../contract/units.ts'
+import type { CompressionOptions } from './compression.ts'
 import type { Embedding, EmbedRequest, Pooling } from './embed.ts'
 import type { PartQueue } from './parts.ts'
 import type { GeneratePart, GenerateRequest } from './request.ts'
@@ -33,6 +34,8 @@ export interface GenerateTask extends Served {
   readonly request: GenerateRequest
   /** Whether `maxTokens` is the context's end rather than the caller's wish. */
   readonly endsContext: boolean
+  /** What shortens its cache; null: nothing. */
+  readonly compression: CompressionOptions | null
   readonly parts: PartQueue<GeneratePart>
 }
 

@@ -7,7 +7,7 @@ import type { KvStore } from '../cache/store.ts'
 import type { Tensor } from '../ggml/tensor.ts'
 import type { ModelConfig } from '../model/config.ts'
 import type { GatherInput, MaskInput, OutputPlaces, StepGraph } from './graph.ts'
-import type { Load, PlacedItem, PlacedStep } from './place.ts'
+import { type Load, type PlacedItem, type PlacedStep, slotPositions } from './place.ts'
 
 /** f16 bits of -infinity; 0 is 0. */
 const MINUS_INFINITY = 0xfc00
@@ -24,7 +24,7 @@ export function feed(g: StepGraph, step: PlacedStep, store: KvStore, config: Mod
   for (const p of step.items) {
     if (p.item.input.kind === 'tokens') tokens.set(p.item.input.tokens, p.first)
     positions.set(p.item.positions, p.first)
-    if (p.ragged) continue
+    if (p.ragged || !p.stored) continue
     const column = p.sequence.columns[0]!
     for (let i = 0; i < p.rows; i++) cells[p.first + i] = column.physical(p.cells[0]![i]!)
     const arena = store.arenas[p.arena]!
@@ -44,6 +44,7 @@ export function feed(g: StepGraph, step: PlacedStep, store: KvStore, config: Mod
   for (const r of g.raggedStores) feedRaggedStore(r, now(r.item), store, config)
   for (const gather of g.gathers) feedGather(gather, now(gather.item), store, config)
   for (const mask of g.masks) if (mask.tensor.hasMemory) mask.tensor.set(maskBits(mask, now(mask.item), config))
+  if (g.ones) set(g.ones, new Float32Array(g.ones.elements).fill(1))
   if (g.outputRows) set(g.outputRows, outputRows(step, config, g.outputs))
 }
 
@@ -131,25 +132,6 @@ function maskBits(m: MaskInput, p: PlacedItem, config: ModelConfig): Uint16Array
     for (let g = 1; g < group; g++) m.bits.set(first, (h * group + g) * perHead)
   }
   return m.bits
-}
-
-/** Position in each cell that a load reads; -1: none. */
-function slotPositions(load: Load, column: number): Int32Array {
-  const slots = load.slots[column]!
-  const { positions, end } = load.columns[column]!
-  const out = new Int32Array(load.cells).fill(-1)
-  let s = 0
-  while (s < slots.length) {
-    const block = slots[s]!
-    let next = s + 1
-    if (block >= 0) {
-      while (next < slots.length && slots[next] === block + next - s) next++
-      const from = block * PAGE_CELLS
-      out.set(positions.subarray(from, Math.min(end, from + (next - s) * PAGE_CELLS)), s * PAGE_CELLS)
-    }
-    s = next
-  }
-  return out
 }
 
 /** Fills `mask`, f16 [n, T]: a row sees the cells whose position is its own or one of the `window - 1` before. */

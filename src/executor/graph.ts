@@ -16,6 +16,9 @@ import { isWindowed } from '../model/config.ts'
 import type { Model } from '../model/model.ts'
 import { chooseLowering } from './lower/choose.ts'
 import type { KvPart, Lowering, LoweringName } from './lower/lowering.ts'
+import { Observer, TENSORS_PER_BLOCK } from './observe/build.ts'
+import { ObservationReader } from './observe/read.ts'
+import { OBSERVED_ROWS, observedBlocks } from './observe/wanted.ts'
 import { type Load, type PlacedItem, type PlacedStep, ROW_TILE } from './place.ts'
 
 /** Upper bounds of what a layer, an item in a layer, and everything around the layers add to a context. */
@@ -23,9 +26,15 @@ const TENSORS_PER_LAYER = 64
 const TENSORS_PER_ITEM = 56
 const TENSORS_AROUND = 64
 
-/** Capacity of the graph of a step. */
+/** Capacity of the graph of a step, without observations. */
 export function graphNodes(layers: number, items: number): number {
   return layers * (TENSORS_PER_LAYER + items * TENSORS_PER_ITEM) + TENSORS_AROUND + 16 * items
+}
+
+/** What the observations of a step add to that. */
+function observationNodes(layers: number, step: PlacedStep): number {
+  const blocks = step.items.reduce((sum, p) => sum + observedBlocks(p.item.outputs.observe), 0)
+  return layers * blocks * TENSORS_PER_BLOCK + 1
 }
 
 /** Indices of a part that is gathered. */
@@ -88,6 +97,9 @@ export interface StepGraph {
   readonly normed: Tensor | null
   /** Rows that were asked for, by the first row of their item. */
   readonly hidden: ReadonlyMap<number, Tensor>
+  /** f32, all 1, for observations; null: not used. */
+  readonly ones: Tensor | null
+  readonly observations: ObservationReader
   /** Room for outputs on the host. */
   readonly logitsRoom: Float32Array
   readonly normedRoom: Float32Array
@@ -106,7 +118,8 @@ interface Active {
 }
 
 export function buildGraph(model: Model, store: KvStore, step: PlacedStep, lowering: LoweringName): StepGraph {
-  const nodes = graphNodes(model.config.layers, step.items.length)
+  const { layers } = model.config
+  const nodes = graphNodes(layers, step.items.length) + observationNodes(layers, step)
   const c = new Context({ tensors: nodes, graphNodes: 2 * nodes })
   try {
     return new Builder(c, model, store, step, lowering).build()
@@ -132,6 +145,7 @@ class Builder {
   readonly gathers: GatherInput[] = []
   readonly masks: (MaskInput & { readonly lowered: Tensor })[] = []
   readonly hidden = new Map<number, Tensor>()
+  readonly observer: Observer
   /** Views of inputs, by range: made once for all layers. */
   readonly #views = new Map<string, Tensor>()
   #active: readonly Active[] = []
@@ -149,11 +163,14 @@ class Builder {
     this.cells = c.tensor('i32', T).asInput()
     const scattered = this.#scattered.reduce((sum, p) => sum + p.rows, 0)
     this.elements = scattered ? c.tensor('i32', this.#perRow * scattered).asInput() : null
+    const observes = step.items.some((p) => p.item.outputs.observe) && model.device.kind === 'cpu'
+    const ones = observes ? c.tensor('f32', 1, OBSERVED_ROWS, model.config.heads).asInput() : null
+    this.observer = new Observer(c, this.graph, ones)
   }
 
   /** Uniform items whose transposed values are stored by index: they come first in their arena. */
   get #scattered(): PlacedItem[] {
-    return this.step.items.filter((p) => !p.ragged && !p.pieces && this.#transposed(p.arena))
+    return this.step.items.filter((p) => p.stored && !p.ragged && !p.pieces && this.#transposed(p.arena))
   }
 
   get #perRow(): number {
@@ -232,6 +249,8 @@ class Builder {
       logits,
       normed,
       hidden: this.hidden,
+      ones: this.observer.ones,
+      observations: new ObservationReader(this.observer.layers),
       logitsRoom: new Float32Array(logits?.elements ?? 0),
       normedRoom: new Float32Array(normed?.elements ?? 0),
     }
@@ -349,19 +368,22 @@ class Builder {
   readonly #attend: Attend = (layer, q, k, v, scale) => {
     const active = this.#active
     this.#storeUniform(layer, k, v)
-    for (const a of active) if (a.item.ragged) this.#storeRagged(layer, a, k, v)
+    for (const a of active) if (a.item.ragged && a.item.stored) this.#storeRagged(layer, a, k, v)
     const outs = active.map(({ item, at }) => {
       const load = item.loads[item.ragged ? layer - item.item.layers.from : 0]!
       const parts = load.parts.map((_, i) => this.#part(item, load, i, layer))
       const transposed = parts.every((p) => p.valuesTransposed)
       const lowered = chooseLowering(this.lowering, item.rows, transposed)
-      return lowered.attend(this.c, {
+      const mask = this.#mask(item, load, isWindowed(this.model.config, layer), lowered)
+      const inputs = {
         q: item.rows === q.ne[2] ? q : rowsOf3(this.c, q, at, item.rows),
         parts,
-        mask: this.#mask(item, load, isWindowed(this.model.config, layer), lowered),
         scale,
         softcap: this.model.config.attentionSoftcap,
-      })
+      }
+      const { out, probabilities } = lowered.attend(this.c, { ...inputs, mask: mask.lowered })
+      if (item.item.outputs.observe) this.observer.observe({ ...inputs, mask: mask.tensor, item, load, probabilities })
+      return out
     })
     // Rows of padding attend to nothing; any finite numbers will do in their place.
     const { rows, padding } = this.step
@@ -371,7 +393,7 @@ class Builder {
 
   /** Stores the keys of neighbours in one arena by one op, and the values likewise or piece by piece. */
   #storeUniform(layer: number, k: Tensor, v: Tensor): void {
-    const uniform = this.#active.filter((a) => !a.item.ragged)
+    const uniform = this.#active.filter((a) => !a.item.ragged && a.item.stored)
     for (const group of neighbours(uniform, (a) => String(a.item.arena))) {
       const { item, at } = group[0]!
       const rows = group.reduce((sum, a) => sum + a.item.rows, 0)
@@ -469,15 +491,16 @@ class Builder {
     return made
   }
 
-  #mask(item: PlacedItem, load: Load, window: boolean, lowering: Lowering): Tensor {
+  #mask(item: PlacedItem, load: Load, window: boolean, lowering: Lowering): MaskInput & { readonly lowered: Tensor } {
     const known = this.masks.find((m) => m.load === load && m.window === window)
-    if (known) return known.lowered
+    if (known) return known
     const { heads } = this.model.config
     const sizes = item.ragged ? [load.cells, item.rows, heads] : [load.cells, item.rows]
     const tensor = this.c.tensor('f16', ...sizes).asInput()
     const lowered = lowering.mask(this.c, tensor, heads)
-    this.masks.push({ item, load, window, tensor, bits: new Uint16Array(tensor.elements), lowered })
-    return lowered
+    const made = { item, load, window, tensor, bits: new Uint16Array(tensor.elements), lowered }
+    this.masks.push(made)
+    return made
   }
 }
 

@@ -15,6 +15,7 @@ import { chooseLowering } from './lower/choose.ts'
 import { TILE_ROWS } from './lower/flash.ts'
 import { grouped } from './lower/grouped.ts'
 import type { LoweringName } from './lower/lowering.ts'
+import { observedKey } from './observe/wanted.ts'
 
 /** More views than this are not multiplied one by one but gathered. */
 const MOST_VIEWS = 4
@@ -61,11 +62,13 @@ export interface PlacedItem {
   /** First of its rows in the step's table, in which all items have their rows, those of other layers too. */
   readonly first: number
   readonly ragged: boolean
-  /** Arena that its rows are stored in. */
+  /** Whether its rows' keys and values are stored. */
+  readonly stored: boolean
+  /** Arena that they are stored in. */
   readonly arena: number
   /** Not null: transposed values are stored by these, without an index. */
   readonly pieces: readonly StorePiece[] | null
-  /** Logical cell of each row in each column that it is stored in: [columns][rows]. */
+  /** Logical cell of each row in each column that it is stored in: [columns][rows]; without rows when they are not. */
   readonly cells: readonly (readonly number[] | Int32Array)[]
   /** One for all layers of a uniform sequence; else one per layer, from `item.layers.from` on. */
   readonly loads: readonly Load[]
@@ -92,7 +95,7 @@ export function placeStep(
 ): PlacedStep {
   const unordered = items.map((item, index) => place(item, index, store, lowering))
   // Neighbours that are stored alike are stored by one op.
-  const rank = (p: PlacedItem) => (p.ragged ? 2e6 : 0) + 2 * p.arena + (p.pieces ? 1 : 0)
+  const rank = (p: PlacedItem) => (p.stored ? 0 : 4e6) + (p.ragged ? 2e6 : 0) + 2 * p.arena + (p.pieces ? 1 : 0)
   unordered.sort((a, b) => rank(a) - rank(b) || a.index - b.index)
   let first = 0
   const placed = unordered.map((p) => {
@@ -113,16 +116,16 @@ function place(item: WorkItem, index: number, store: KvStore, lowering: Lowering
   const rows = item.positions.length
   const ragged = sequence.layout === 'ragged'
   const { kvHeads } = store.dims
-  const cells = sequence.columns.map((c) =>
-    item.store.kind === 'cells' ? item.store.cells : Int32Array.from({ length: rows }, (_, i) => c.end - rows + i),
-  )
+  const stored = item.store.kind !== 'kept'
+  const cells = sequence.columns.map((c) => cellsOf(item, c))
   const columnsOf = (layer: number) =>
     ragged ? sequence.columns.slice(layer * kvHeads, (layer + 1) * kvHeads) : sequence.columns
   const layers = ragged
     ? Array.from({ length: item.layers.to - item.layers.from }, (_, i) => item.layers.from + i)
     : [0]
-  const arena = ragged ? sequence.arena : arenaOf(sequence.columns[0]!, cells[0]!)
-  const transposed = store.arenas[arena]!.shape.valuesTransposed
+  const arena = ragged || !stored ? sequence.arena : arenaOf(sequence.columns[0]!, cells[0]!)
+  const { valuesTransposed } = store.arenas[arena]!.shape
+  const asBlocks = stored && !ragged && valuesTransposed && rows >= BLOCK_STORE_ROWS
   return {
     item,
     index,
@@ -130,11 +133,18 @@ function place(item: WorkItem, index: number, store: KvStore, lowering: Lowering
     rows,
     first: 0,
     ragged,
+    stored,
     arena,
     cells,
-    pieces: !ragged && transposed && rows >= BLOCK_STORE_ROWS ? piecesOf(sequence.columns[0]!, cells[0]!) : null,
+    pieces: asBlocks ? piecesOf(sequence.columns[0]!, cells[0]!) : null,
     loads: layers.map((layer) => loadOf(columnsOf(layer), store, rows, ragged, lowering)),
   }
+}
+
+/** Logical cells that an item's rows are stored in. */
+function cellsOf({ store, positions: { length: rows } }: WorkItem, c: Column): readonly number[] | Int32Array {
+  if (store.kind === 'cells') return store.cells
+  return store.kind === 'kept' ? [] : Int32Array.from({ length: rows }, (_, i) => c.end - rows + i)
 }
 
 /** The arena that rows are stored in: they must all lie in one. */
@@ -228,6 +238,25 @@ function gatherLoad(columns: readonly Column[], usedBlocks: readonly number[]): 
   return { cells, parts, slots: slots.map((s) => Int32Array.from(s)), columns }
 }
 
+/** Position in each cell that a load reads; -1: none. */
+export function slotPositions(load: Load, column: number): Int32Array {
+  const slots = load.slots[column]!
+  const { positions, end } = load.columns[column]!
+  const out = new Int32Array(load.cells).fill(-1)
+  let s = 0
+  while (s < slots.length) {
+    const block = slots[s]!
+    let next = s + 1
+    if (block >= 0) {
+      while (next < slots.length && slots[next] === block + next - s) next++
+      const from = block * PAGE_CELLS
+      out.set(positions.subarray(from, Math.min(end, from + (next - s) * PAGE_CELLS)), s * PAGE_CELLS)
+    }
+    s = next
+  }
+  return out
+}
+
 function keyOf(p: PlacedItem): string {
   const { item } = p
   const parts = (l: Load) =>
@@ -241,7 +270,8 @@ function keyOf(p: PlacedItem): string {
     item.outputs.hidden ? 'h' : '',
     item.outputs.normed?.length ?? 0,
     `${p.ragged ? 'r' : 'u'}${p.arena}`,
-    store,
+    p.stored ? store : 'k',
+    observedKey(item.outputs.observe),
     p.loads.map(parts).join('/'),
   ].join(' ')
 }

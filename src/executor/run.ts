@@ -1,7 +1,7 @@
 /**
  * Runs a step: checks it, places it, finds or builds its graph, feeds it, computes, reads the outputs.
  */
-import type { KvStore } from '../cache/store.ts'
+import type { KvSequence, KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
 import type { Step, StepResult, WorkItem, WorkOutputs, WorkResult } from '../contract/work-item.ts'
 import { Backend, type Runner, SingleRunner, SplitRunner } from '../ggml/backend.ts'
@@ -13,6 +13,7 @@ import { feed } from './feed.ts'
 import { buildGraph, graphNodes, type StepGraph } from './graph.ts'
 import { TILE_ROWS } from './lower/flash.ts'
 import type { LoweringName } from './lower/lowering.ts'
+import { checkObserve } from './observe/wanted.ts'
 import { type PlacedStep, placeStep, ROW_TILE } from './place.ts'
 import { ThreadChooser } from './threads.ts'
 
@@ -165,13 +166,14 @@ export class Executor implements Disposable {
     const normed = graph.normed?.get(graph.normedRoom.subarray(0, D * wanted((o) => o.normed?.length ?? 0)))
     let logitsAt = 0
     let normedAt = 0
-    for (const { index, item, rows, first } of placed.items) {
+    for (const { index, item, rows, first, loads } of placed.items) {
       const logitsEnd = logitsAt + V * item.outputs.logits.length
       const normedEnd = normedAt + D * (item.outputs.normed?.length ?? 0)
       results[index] = {
         logits: logits && logitsEnd > logitsAt ? logits.subarray(logitsAt, logitsEnd) : null,
         hidden: graph.hidden.get(first)?.get(new Float32Array(rows * D)) ?? null,
         normed: normed && normedEnd > normedAt ? normed.subarray(normedAt, normedEnd) : null,
+        observed: item.outputs.observe ? graph.observations.read(first, this.model.config.kvHeads, loads) : null,
       }
       logitsAt = logitsEnd
       normedAt = normedEnd
@@ -209,6 +211,7 @@ export class Executor implements Disposable {
     checkRows('states', normed, rows, bad)
     if (logits.length && to !== config.layers) throw bad('logits need the last layer')
     if (normed.length && to !== config.layers) throw bad('states behind the final norm need the last layer')
+    if (item.outputs.observe) checkObserve(item.outputs.observe, rows, bad)
   }
 
   #checkStore(item: WorkItem, bad: (what: string) => KvasirError): void {
@@ -216,6 +219,10 @@ export class Executor implements Disposable {
     const rows = item.positions.length
     if (item.store.kind === 'tail') {
       if (sequence.columns.some((c) => c.end < rows)) throw bad(`${rows} rows, and fewer were appended`)
+      return
+    }
+    if (item.store.kind === 'kept') {
+      checkKept(item, sequence, bad)
       return
     }
     if (sequence.layout !== 'uniform') throw bad('cells can only be named in a uniform sequence')
@@ -234,6 +241,17 @@ export class Executor implements Disposable {
       slot.runner[Symbol.dispose]()
     }
     for (const b of this.#backends) b.dispose()
+  }
+}
+
+/** Rows that are not stored attend to their own keys where those are. */
+function checkKept(item: WorkItem, sequence: KvSequence, bad: (what: string) => KvasirError): void {
+  const { logits, normed = [], hidden, observe } = item.outputs
+  if (!logits.length && !normed.length && !hidden && !observe) throw bad('nothing is stored and nothing wanted')
+  for (const column of sequence.columns) {
+    const held = new Set(column.positions.subarray(0, column.end))
+    const missing = Array.from(item.positions).find((p) => !held.has(p))
+    if (missing !== undefined) throw bad(`the row at position ${missing} is to be in the cache already, and is not`)
   }
 }
 

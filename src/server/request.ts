@@ -47,6 +47,8 @@ export function generationOf(body: SamplingFields, caller: Caller, extras: Extra
     priority: body.priority,
     tenant: caller.tenant,
     salt: body.cache_salt,
+    policy: body.kvasir?.policy as Generation['policy'],
+    budget: body.kvasir?.budget,
     deadlineMs: body.kvasir?.deadline_ms ?? caller.deadlineMs ?? undefined,
   })
 }

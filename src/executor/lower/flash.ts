@@ -24,7 +24,7 @@ export const flash: Lowering = {
       v = asFloats(c, v)
     }
     const o = ops.flashAttention(c, q, k, v, a.mask, a.scale, a.softcap) // f32 [d, H, T]
-    return ops.reshape(c, o, o.ne[0] * o.ne[1], T)
+    return { out: ops.reshape(c, o, o.ne[0] * o.ne[1], T), probabilities: null }
   },
 }
 

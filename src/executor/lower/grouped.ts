@@ -7,29 +7,21 @@
 import type { Context } from '../../ggml/context.ts'
 import * as ops from '../../ggml/ops/index.ts'
 import type { Tensor } from '../../ggml/tensor.ts'
-import type { AttentionInputs, KvPart, Lowering } from './lowering.ts'
+import type { KvPart, Lowering } from './lowering.ts'
+import { maskForRows, probabilities } from './probabilities.ts'
 
 export const grouped: Lowering = {
-  /** Softmax runs in parallel over dimension 1 only: for a single row the heads go there, with a mask row for each. */
-  mask(c, mask, heads) {
-    if (mask.ne[1] !== 1) return mask
-    if (mask.ne[2] === heads) return ops.reshape(c, mask, mask.ne[0], heads)
-    return ops.repeat(c, mask, mask.ne[0], heads)
-  },
+  mask: maskForRows,
 
   attend(c, a) {
     const [d, H, T] = a.q.ne
     const Hkv = a.parts[0]!.keys.ne[2]
     const G = H / Hkv
-    const q = T === 1 ? ops.reshape(c, dense(c, a.q), d, G, Hkv) : byKvHead(c, a.q, Hkv) // f32 [d, T * G, Hkv]
-    const kq = a.parts.map((p) => ops.mulMat(c, p.keys, q)).reduce((x, y) => ops.concat(c, x, y, 0)) // f32 [n, T * G, Hkv]
-    const n = kq.ne[0]
-    const scores = T === 1 ? ops.reshape(c, kq, n, H) : ops.reshape(c, kq, n, T, H)
-    const p = ops.reshape(c, softMax(c, scores, a), n, T * G, Hkv) //                  f32 [n, T * G, Hkv]
-    const o = weightedSum(c, a.parts, p) //                                            f32 [d, T * G, Hkv]
-    if (T === 1) return ops.reshape(c, o, d * H, 1)
+    const p = probabilities(c, a) //                                                   f32 [n, T, H]
+    const o = weightedSum(c, a.parts, ops.reshape(c, p, p.ne[0], T * G, Hkv)) //        f32 [d, T * G, Hkv]
+    if (T === 1) return { out: ops.reshape(c, o, d * H, 1), probabilities: p }
     const byRow = ops.permute(c, ops.reshape(c, o, d, T, G, Hkv), 0, 3, 1, 2) //        f32 [d, G, Hkv, T]
-    return ops.cont(c, byRow, d * H, T)
+    return { out: ops.cont(c, byRow, d * H, T), probabilities: p }
   },
 }
 
@@ -45,22 +37,4 @@ function weightedSum(c: Context, parts: readonly KvPart[], p: Tensor): Tensor {
     at += values.ne[0]
   }
   return sum!
-}
-
-/** Rows and the group of a KV head become one dimension: [d, H, T] -> [d, T, G, Hkv] -> [d, T * G, Hkv]. */
-function byKvHead(c: Context, q: Tensor, Hkv: number): Tensor {
-  const [d, H, T] = q.ne
-  const G = H / Hkv
-  const split = ops.view(c, q, [d, G, Hkv, T], [q.nb[1], G * q.nb[1], q.nb[2]])
-  return ops.cont(c, ops.permute(c, split, 0, 2, 3, 1), d, T * G, Hkv)
-}
-
-function dense(c: Context, t: Tensor): Tensor {
-  return t.isContiguous ? t : ops.cont(c, t)
-}
-
-function softMax(c: Context, scores: Tensor, a: AttentionInputs): Tensor {
-  if (!a.softcap) return ops.softMax(c, scores, a.mask, a.scale)
-  const capped = ops.scale(c, ops.tanh(c, ops.scale(c, scores, a.scale / a.softcap)), a.softcap)
-  return ops.softMax(c, capped, a.mask, 1)
 }

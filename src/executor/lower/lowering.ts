@@ -26,11 +26,17 @@ export interface AttentionInputs {
   readonly softcap: number
 }
 
+export interface Attended {
+  /** f32 [d * H, T] */
+  readonly out: Tensor
+  /** f32 [n, T, H]; null where the lowering does not make them as a whole. */
+  readonly probabilities: Tensor | null
+}
+
 export interface Lowering {
   /** Brings a mask, f16 [n, T] or [n, T, H] of 0 and -inf, into the form that `attend` reads; once for all layers that share it. */
   readonly mask: (c: Context, mask: Tensor, heads: number) => Tensor
-  /** -> f32 [d * H, T] */
-  readonly attend: (c: Context, a: AttentionInputs) => Tensor
+  readonly attend: (c: Context, a: AttentionInputs) => Attended
 }
 
 /** `auto` picks by what is exact and fast for the step at hand; `flash` is what libllama does. */

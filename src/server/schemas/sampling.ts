@@ -50,6 +50,21 @@ export const samplingFields = {
     closed(
       {
         deadline_ms: number('Give up when the answer has not begun within this time.', 0, 2 ** 31),
+        policy: Type.Optional(
+          Type.Union(
+            [Type.String({ maxLength: 512 }), Type.Object({ name: Type.String() }, { additionalProperties: true })],
+            {
+              description:
+                "What shortens the cache behind the prompt: 'snapkv', 'cake?window=32', or an object. Default: nothing.",
+            },
+          ),
+        ),
+        budget: Type.Optional(
+          Type.Union([Type.Number(), Type.String({ maxLength: 64 })], {
+            description:
+              "What the policy may keep: 0.25 of the full cache, 512 tokens per layer and KV head, or '64MiB'.",
+          }),
+        ),
         repeat_last_n: whole('How far back the penalties look, in tokens. Default 64.', 0, 1_000_000),
         top_n_sigma: number('Keep logits within n standard deviations of the highest. Default 0: off.', 0, 100),
       },

@@ -1,0 +1,96 @@
+/** Which rows stay: the best, in order, ties to the older row, so that the same scores always give the same plan. */
+import { KvasirError } from '../../contract/errors.ts'
+import type { CompressionPlan, PolicyState } from '../../contract/policy.ts'
+import type { Ends, LayerScores } from './scores.ts'
+
+/** Indices of the `count` largest scores, ascending; of equal ones those that come first. */
+export function topRows(scores: Float64Array, count: number): Int32Array {
+  const k = Math.max(0, Math.min(count, scores.length))
+  const out = new Int32Array(k)
+  const least = k === 0 ? Number.POSITIVE_INFINITY : bound(scores, k)
+  let equal = k
+  for (const s of scores) if (s > least) equal--
+  let at = 0
+  for (let j = 0; j < scores.length && at < k; j++) {
+    const s = scores[j]!
+    if (s > least || (s === least && equal-- > 0)) out[at++] = j
+  }
+  if (at !== k) throw new KvasirError('NATIVE_FAILED', 'attention gave scores that are not numbers')
+  return out
+}
+
+/**
+ * A bound that `k` scores reach and at most k pass. Numbers are sorted several times faster than indices by their scores; all
+ * but one, the case of every decode step, needs no sorting.
+ */
+function bound(scores: Float64Array, k: number): number {
+  if (k < scores.length - 1) return scores.toSorted()[scores.length - k]!
+  let least = Number.POSITIVE_INFINITY
+  for (const s of scores) if (s < least) least = s
+  return least
+}
+
+/**
+ * The plan of one layer: rows at both ends, and the best of those that compete.
+ * @param rows in the cache, by KV head
+ * @param counts how many of those that compete stay, by KV head
+ */
+export function keepLayer(
+  rows: readonly number[],
+  ends: Ends,
+  scores: LayerScores,
+  counts: readonly number[],
+): Int32Array[] {
+  const done = new Map<Float64Array, { readonly rows: number; readonly count: number; readonly kept: Int32Array }>()
+  return rows.map((n, kvHead) => {
+    const one = scores[kvHead]!
+    const count = counts[kvHead]!
+    const same = done.get(one)
+    if (same?.rows === n && same.count === count) return same.kept
+    const kept = join(n, ends, topRows(one, count))
+    done.set(one, { rows: n, count, kept })
+    return kept
+  })
+}
+
+function join(n: number, ends: Ends, middle: Int32Array): Int32Array {
+  const first = Math.min(ends.first, n)
+  const last = Math.min(ends.last, n - first)
+  const kept = new Int32Array(first + middle.length + last)
+  for (let j = 0; j < first; j++) kept[j] = j
+  for (let j = 0; j < middle.length; j++) kept[first + j] = first + middle[j]!
+  for (let j = 0; j < last; j++) kept[first + middle.length + j] = n - last + j
+  return kept
+}
+
+/** Rows in the cache, `[layer][kvHead]`. */
+export function cachedRows({ model, positions }: PolicyState): number[][] {
+  return Array.from({ length: model.layers }, (_, layer) =>
+    Array.from({ length: model.kvHeads }, (_, kvHead) => positions(layer, kvHead).length),
+  )
+}
+
+/** How many rows all heads together have beyond the budget; at most 0: none. */
+export function rowsOver({ model, budget }: PolicyState, rows: readonly (readonly number[])[]): number {
+  return rows.flat().reduce((a, b) => a + b, 0) - budget * model.layers * model.kvHeads
+}
+
+/** The oldest `first` rows of every head and the newest up to the budget. */
+export function keepEnds(state: PolicyState, first: number): CompressionPlan {
+  const rows = cachedRows(state)
+  if (rowsOver(state, rows) <= 0) return { kind: 'keep-all' }
+  const sinks = Math.min(first, state.budget - 1)
+  const ends: Ends = { first: sinks, last: state.budget - sinks }
+  const none = new Float64Array(0)
+  return {
+    kind: 'keep',
+    rows: rows.map((heads) =>
+      keepLayer(
+        heads,
+        ends,
+        heads.map(() => none),
+        heads.map(() => 0),
+      ),
+    ),
+  }
+}

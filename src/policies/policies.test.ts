@@ -1,0 +1,175 @@
+/** What holds for every policy, and that every policy has all that belongs to one. */
+import assert from 'node:assert/strict'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { dirname, join, relative, resolve } from 'node:path'
+import { describe, it } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import fc from 'fast-check'
+import type { PolicyDefinition } from '../contract/policy.ts'
+import { append, attention, type Cache, DIMS, fullCache, kept, observe, stateOf, total } from './attention.fixture.ts'
+import { choosePolicy, POLICIES } from './index.ts'
+import { calibrationFor, decodeStep, prefill } from './run.fixture.ts'
+
+const POLICY_LIST = Object.values<PolicyDefinition>(POLICIES)
+/** Every policy as it is, and each of its divisions of the budget. */
+const SPECS = POLICY_LIST.flatMap(({ name, options }) => [
+  name,
+  ...['layers', 'heads'].flatMap((option) => {
+    const spec = options[option]
+    return spec?.kind === 'choice' ? spec.choices.map((choice) => `${name}?${option}=${choice}`) : []
+  }),
+])
+
+const setting = fc
+  .record({
+    layers: fc.integer({ min: 1, max: 4 }),
+    kvHeads: fc.integer({ min: 1, max: 3 }),
+    group: fc.integer({ min: 1, max: 4 }),
+    n: fc.integer({ min: 1, max: 48 }),
+    budget: fc.integer({ min: 1, max: 50 }),
+    seed: fc.integer({ min: 1, max: 1000 }),
+  })
+  .map(({ layers, kvHeads, group, ...rest }) => ({
+    dims: { layers, kvHeads, heads: kvHeads * group, headDim: 8 },
+    ...rest,
+  }))
+
+const rowsIn = (cache: Cache) => total(cache.flat().map((p) => p.length))
+
+/** In order, without doubles, among the positions that there are; no head is empty. */
+function checkCache(cache: Cache, seen: number): void {
+  for (const positions of cache.flat()) {
+    assert.ok(positions.length > 0, 'a head without rows')
+    for (const [j, p] of positions.entries())
+      assert.ok(p < seen && (j === 0 ? p >= 0 : p > positions[j - 1]!), String(positions))
+    assert.equal(positions.at(-1), seen - 1, 'the newest row stays')
+  }
+}
+
+for (const spec of SPECS.filter((s) => s !== 'full'))
+  describe(spec, () => {
+    it('keeps exactly the budget, or everything if it fits; plans can be carried out', () => {
+      fc.assert(
+        fc.property(setting, ({ dims, n, budget, seed }) => {
+          const { cache } = prefill(spec, { dims, n, budget, seed })
+          checkCache(cache, n)
+          assert.equal(rowsIn(cache), Math.min(n, budget) * dims.layers * dims.kvHeads)
+        }),
+        { numRuns: 40 },
+      )
+    })
+
+    it('holds the budget in the answer, if it goes on there, and each head its length', () => {
+      const chosen = choosePolicy(spec)
+      fc.assert(
+        fc.property(setting, ({ dims, n, budget, seed }) => {
+          let { cache } = prefill(spec, { dims, n, budget, seed })
+          const before = kept(cache).map((heads) => heads.map((p) => p.length))
+          for (let step = 1; step <= 6; step++) {
+            cache = decodeStep(chosen, cache, { dims, budget, seed })
+            checkCache(cache, n + step)
+            const rows = chosen.definition.afterDecode ? Math.min(n + step, budget) : Math.min(n, budget) + step
+            assert.equal(rowsIn(cache), rows * dims.layers * dims.kvHeads)
+          }
+          if (chosen.definition.afterDecode && n >= budget)
+            assert.deepEqual(
+              cache.map((heads) => heads.map((p) => p.length)),
+              before,
+            )
+        }),
+        { numRuns: 25 },
+      )
+    })
+
+    it('asks for nothing it does not need when all fits', () => {
+      const { definition, options } = choosePolicy(spec)
+      const cache = fullCache(DIMS, 20)
+      assert.deepEqual(definition.afterPrefill({}, stateOf(DIMS, cache, 20), options), { kind: 'keep-all' })
+      const grown = append(cache, 20)
+      if (definition.afterDecode)
+        assert.deepEqual(definition.afterDecode({}, stateOf(DIMS, grown, 21), options), { kind: 'keep-all' })
+    })
+
+    it('same input, same plan; the input stays as it was', () => {
+      const { definition, options } = choosePolicy(spec)
+      const [n, budget] = [40, 12]
+      const seen = observe(attention(DIMS, n, 5), DIMS, definition.observes(options))
+      const before = structuredClone(seen)
+      const state = stateOf(DIMS, fullCache(DIMS, n), budget, { calibration: calibrationFor(DIMS) })
+      const plan = definition.afterPrefill(seen, state, options)
+      assert.deepEqual(definition.afterPrefill(structuredClone(seen), state, options), plan)
+      assert.deepEqual(seen, before)
+    })
+  })
+
+describe('completeness', () => {
+  const root = fileURLToPath(new URL('../..', import.meta.url))
+  const here = dirname(fileURLToPath(import.meta.url))
+  const FAMILIES = ['eviction'] as const
+  const files = FAMILIES.flatMap((family) =>
+    readdirSync(join(here, family))
+      .filter((f) => f.endsWith('.ts') && !f.endsWith('.test.ts'))
+      .map((f) => ({ family, name: f.slice(0, -'.ts'.length), path: join(here, family, f) })),
+  )
+  const page = (name: string) => join(root, 'docs/policies', `${name}.md`)
+
+  it('every file is a policy of that name and family, and every policy has its file', () => {
+    for (const { name, family } of files)
+      assert.equal((POLICIES as Record<string, PolicyDefinition>)[name]?.family, family, name)
+    assert.deepEqual([...files.map((f) => f.name), 'full'].sort(), Object.keys(POLICIES).sort())
+    for (const [name, policy] of Object.entries(POLICIES)) assert.equal(policy.name, name)
+  })
+
+  it('policies know the contract and each other, no engine', () => {
+    const sources = readdirSync(here, { recursive: true, encoding: 'utf8' }).filter(
+      (f) => f.endsWith('.ts') && !f.endsWith('.test.ts'),
+    )
+    assert.ok(sources.length > 20)
+    for (const source of sources)
+      for (const [, target] of readFileSync(join(here, source), 'utf8').matchAll(/(?:from|import\()\s*'([^']+)'/g)) {
+        const path = relative(here, resolve(here, dirname(source), target!))
+        assert.ok(
+          target!.startsWith('.') && (!path.startsWith('..') || path.startsWith('../contract/')),
+          `${source}: ${target}`,
+        )
+      }
+  })
+
+  it('every policy has a test', () => {
+    for (const { path } of files) assert.ok(existsSync(path.replace(/\.ts$/, '.test.ts')), path)
+  })
+
+  it('every policy has a paper, besides those that are measures for others; the file names it', () => {
+    const without = POLICY_LIST.filter((p) => p.paper === null).map((p) => p.name)
+    assert.deepEqual(without, ['full', 'random', 'window'])
+    for (const { name, path } of files) {
+      const { paper } = (POLICIES as Record<string, PolicyDefinition>)[name]!
+      if (paper) assert.ok(readFileSync(path, 'utf8').includes(`arXiv ${paper.arxiv}`), path)
+    }
+  })
+
+  it('every policy has a page with its options, their defaults, and what else a reader asks', () => {
+    for (const { name, paper, options } of POLICY_LIST) {
+      const text = readFileSync(page(name), 'utf8')
+      assert.ok(text.startsWith(`# ${name}\n`), name)
+      if (paper) assert.ok(text.includes(paper.title) && text.includes(`https://arxiv.org/abs/${paper.arxiv}`), name)
+      for (const [option, spec] of Object.entries(options))
+        assert.ok(
+          text.includes(`| \`${option}\` | ${spec.default} |`),
+          `${name}.md: \`${option}\` with default ${spec.default}`,
+        )
+      for (const heading of ['Keeps', 'Looks at the question', 'Chunks and stored prefixes', 'Limits'])
+        assert.ok(text.includes(`**${heading}.**`), `${name}.md: ${heading}`)
+    }
+  })
+
+  it('every page is about a policy', () => {
+    const pages = readdirSync(join(root, 'docs/policies')).filter((f) => f !== 'README.md')
+    assert.deepEqual(
+      pages.sort(),
+      Object.keys(POLICIES)
+        .map((name) => `${name}.md`)
+        .sort(),
+    )
+  })
+})
