@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
@@ -19,15 +19,37 @@ describe('kvasir eval', () => {
   it('prints one object with --json', async () => {
     const { rows } = json(await kvasir(['eval', '--data', data, '--limit', '2', '-t', '1', '--json']))
     assert.equal(rows.length, 1)
-    const { accuracy, kv_bytes, ...rest } = rows[0]
-    assert.deepEqual(rest, { policy: 'full', budget: 1, task: 'pet', length: 512, n: 2 })
+    const { policy, budget, task, length, mode, n, seed, accuracy, kv_bytes } = rows[0]
+    assert.deepEqual([policy, budget, task, length, mode, n, seed], ['full', 1, 'pet', 512, 'multi-turn', 2, null])
     assert.ok([0, 0.5, 1].includes(accuracy) && kv_bytes > 1e6)
+  })
+
+  it('runs generated tasks, and goes on where it ended with --out', async () => {
+    const out = join(folder, 'rows.jsonl')
+    const args = ['eval', '--lengths', '512', '--limit', '1', '-t', '1', '--out', out, '--json']
+    const first = json(await kvasir([...args, '--tasks', 'niah_single']))
+    const second = json(await kvasir([...args, '--tasks', 'niah_single,scbench_mf']))
+    assert.deepEqual(second.rows[0], first.rows[0])
+    assert.equal(readFileSync(out, 'utf8').trim().split('\n').length, 2)
+    assert.deepEqual(
+      second.rows.map((r: { task: string }) => r.task),
+      ['niah_single', 'scbench_mf'],
+    )
+  })
+
+  it('names the nearest task when one is misspelt', async () => {
+    const done = await kvasir(['eval', '--tasks', 'niah_singel'])
+    assert.equal(done.code, 1)
+    assert.match(done.stderr, /Did you mean niah_single\?/)
   })
 
   it('prints a table without', async () => {
     const done = await kvasir(['eval', '--data', data, '-t', '1'])
     assert.equal(done.code, 0, done.stderr)
-    assert.match(done.stdout, /^task +length +n +accuracy +KV cache\npet +512 +3 +\d+ % +[\d.]+ MiB\n$/)
+    assert.match(
+      done.stdout,
+      /^task +length +n +accuracy +TTFT +decode +KV cache\npet +512 +3 +\d+ % +\d+ ms +\d+ tok\/s +[\d.]+ MiB\n$/,
+    )
   })
 
   it('names file and line of what it cannot read', async () => {

@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { KvasirError } from '../contract/errors.ts'
 import type { ChatMessage } from '../model/template/template.ts'
+import { METRICS, type Metric } from './score.ts'
 
 export interface EvalExample {
   readonly task: string
@@ -9,8 +10,10 @@ export interface EvalExample {
   readonly length: number
   /** Turns to play. Assistant turns, where present, are the history that later turns see. */
   readonly messages: readonly ChatMessage[]
-  /** For each user turn the strings that its reply must contain. */
+  /** For each user turn what its reply must hold. */
   readonly answers: readonly (readonly string[])[]
+  /** How replies are scored. Default: the share of the strings that a reply holds. */
+  readonly metric: Metric
   /** Most tokens of a reply. */
   readonly maxTokens: number
 }
@@ -44,6 +47,7 @@ function parse(line: string, where: string): EvalExample {
     throw bad(`not JSON (${(cause as Error).message})`, cause)
   }
   const { task, length, messages, answers, meta } = raw as Partial<EvalExample> & { meta?: { max_tokens?: number } }
+  const { metric = 'fraction' } = raw as { metric?: Metric }
   if (typeof task !== 'string') throw bad('"task" must be a string')
   if (typeof length !== 'number') throw bad('"length" must be a number')
   const isTurn = (m: unknown) => {
@@ -56,5 +60,6 @@ function parse(line: string, where: string): EvalExample {
   const isList = (a: unknown) => Array.isArray(a) && a.length > 0 && a.every((s) => typeof s === 'string')
   if (!Array.isArray(answers) || answers.length !== turns || !answers.every(isList))
     throw bad(`"answers" must hold a list of strings for each of the ${turns} user turns`)
-  return { task, length, messages, answers, maxTokens: meta?.max_tokens ?? DEFAULT_MAX_TOKENS }
+  if (!Object.hasOwn(METRICS, metric)) throw bad(`"metric" must be one of ${Object.keys(METRICS).join(', ')}`)
+  return { task, length, messages, answers, metric, maxTokens: meta?.max_tokens ?? DEFAULT_MAX_TOKENS }
 }

@@ -1,7 +1,14 @@
-/** Accuracy of a model on evaluation sets: greedy, each user turn scored by the share of its strings that the reply holds. */
+/**
+ * Accuracy of a model on cells of examples, greedy: several examples at a time, which the engine batches. An example's steps
+ * run one after the other, so each finds the last one's rows in the cache.
+ */
 import type { EngineApi } from '../engine/api.ts'
-import { type EvalExample, readExamples } from './data.ts'
+import type { Timings } from '../engine/request.ts'
+import type { Cell, Playable } from './cells.ts'
+import { type History, type Mode, messagesOf, promptOf } from './plan.ts'
+import { score } from './score.ts'
 
+/** Names are those of the JSON lines that `kvasir eval --out` writes. */
 export interface EvalRow {
   /** Cache policy; `full` keeps everything. */
   readonly policy: string
@@ -9,82 +16,149 @@ export interface EvalRow {
   readonly budget: number
   readonly task: string
   readonly length: number
+  readonly mode: Mode
   /** Examples. */
   readonly n: number
   /** Mean score of the examples, 0 to 1. */
   readonly accuracy: number
+  /** Mean score of the i-th questions, of the examples that have one. */
+  readonly accuracy_by_turn: readonly number[]
+  /** [n]: to compare policies example by example. */
+  readonly scores: readonly number[]
+  /** Mean time to the first token of an example's first reply. Others share the machine: see `concurrency`. */
+  readonly ttft_ms: number
+  /** Tokens per second of one reply, mean over all tokens. Others share the machine, too. */
+  readonly decode_tok_s: number
   /** Bytes of keys and values in use at the end of an example, mean. */
   readonly kv_bytes: number
+  /** The same, had everything been kept. */
+  readonly kv_bytes_full: number
+  readonly model: string
+  readonly history: History
+  readonly seed: number | null
 }
 
 export interface EvalOptions {
-  readonly files: readonly string[]
-  /** Most examples of each task and length: the first ones. Default: all. */
-  readonly limit?: number
-  readonly lengths?: readonly number[]
-  readonly tasks?: readonly string[]
+  /** Examples that run at once. Default 4: so many contexts the engine has room for by default. */
+  readonly concurrency?: number
+  /** Ask without a chat template, for models that have none. Default false. */
+  readonly raw?: boolean
+  /** Rows that exist already, for cells that are not to be run again. */
+  readonly finished?: (cell: Cell) => EvalRow | undefined
+  /** Examples, of the cells that are run. */
   readonly onProgress?: (done: number, of: number) => void
+  /** As cells end; finished ones are not told. */
   readonly onRow?: (row: EvalRow) => void
   readonly signal?: AbortSignal
 }
 
-/** @throws KvasirError INVALID_ARGUMENT for files that are not of the format, CONTEXT_OVERFLOW, ABORTED */
-export async function evaluate(engine: EngineApi, options: EvalOptions): Promise<EvalRow[]> {
-  const cells = group(options.files.flatMap(readExamples), options)
-  const total = [...cells.values()].reduce((sum, list) => sum + list.length, 0)
-  const rows: EvalRow[] = []
-  let done = 0
-  for (const examples of cells.values()) {
-    let score = 0
-    let bytes = 0
-    for (const example of examples) {
-      const played = await play(engine, example, options.signal)
-      score += played.score
-      bytes += played.tokens * engine.info.kvBytesPerToken
-      options.onProgress?.(++done, total)
-    }
-    const { task, length } = examples[0]!
-    const n = examples.length
-    const kv_bytes = Math.round(bytes / n)
-    const row = { policy: 'full', budget: 1, task, length, n, accuracy: score / n, kv_bytes }
-    rows.push(row)
-    options.onRow?.(row)
-  }
-  return rows
+/** What an example came to. */
+interface Played {
+  /** Of each turn. */
+  readonly scores: readonly number[]
+  /** Of each step. */
+  readonly timings: readonly Timings[]
 }
 
-function group(examples: readonly EvalExample[], { limit, lengths, tasks }: EvalOptions): Map<string, EvalExample[]> {
-  const cells = new Map<string, EvalExample[]>()
-  for (const e of examples) {
-    if ((lengths && !lengths.includes(e.length)) || (tasks && !tasks.includes(e.task))) continue
-    const key = `${e.task} ${e.length}`
-    const cell = cells.get(key) ?? []
-    cells.set(key, cell)
-    if (cell.length < (limit ?? Number.POSITIVE_INFINITY)) cell.push(e)
-  }
-  return cells
-}
-
-/** Plays the turns of one example; mean score of its user turns, and the tokens that the last one had in the cache. */
-async function play(
+/** Rows in the order of the cells. @throws KvasirError CONTEXT_OVERFLOW, ABORTED, and what writing an example throws */
+export async function evaluate(
   engine: EngineApi,
-  example: EvalExample,
-  signal?: AbortSignal,
-): Promise<{ readonly score: number; readonly tokens: number }> {
-  const scores: number[] = []
-  let tokens = 0
-  for (const [i, message] of example.messages.entries()) {
-    if (message.role !== 'user') continue
-    const messages = example.messages.slice(0, i + 1)
-    let reply = ''
-    const sampling = { temperature: 0 }
-    const request = { messages, sampling, maxTokens: example.maxTokens, ...(signal ? { signal } : {}) }
-    for await (const part of engine.generate(request)) {
-      reply += part.text
-      if (part.kind === 'end') tokens = part.timings.prompt_tokens + part.timings.generated_tokens
-    }
-    const wanted = example.answers[scores.length]!
-    scores.push(wanted.filter((answer) => reply.includes(answer)).length / wanted.length)
-  }
-  return { score: scores.reduce((a, b) => a + b, 0) / scores.length, tokens }
+  cells: readonly Cell[],
+  options: EvalOptions = {},
+): Promise<EvalRow[]> {
+  const { concurrency = 4, raw = false, finished, onProgress, onRow } = options
+  const rows = cells.map((cell) => finished?.(cell))
+  const open = cells.flatMap((cell, at) => (rows[at] ? [] : [{ cell, at, played: new Map<number, Played>() }]))
+  const work = open.flatMap((entry) => Array.from({ length: entry.cell.n }, (_, i) => ({ ...entry, i })))
+  let done = 0
+  await inParallel(work, concurrency, options.signal, async ({ cell, at, played, i }, signal) => {
+    played.set(i, await play(engine, cell.example(i), raw, signal))
+    onProgress?.(++done, work.length)
+    if (played.size < cell.n) return
+    const inOrder = Array.from({ length: cell.n }, (_, j) => played.get(j)!)
+    const row = rowOf(engine, cell, inOrder)
+    rows[at] = row
+    onRow?.(row)
+  })
+  return rows.filter((row) => row !== undefined)
 }
+
+/** Greedy replies, turn by turn. */
+async function play(engine: EngineApi, { steps, turns }: Playable, raw: boolean, signal: AbortSignal): Promise<Played> {
+  const replies: string[] = []
+  const timings: Timings[] = []
+  for (const [i, { pieces }] of steps.entries()) {
+    const prompt = raw ? { prompt: promptOf(pieces, replies) } : { messages: messagesOf(pieces, replies) }
+    let reply = ''
+    for await (const part of engine.generate({
+      ...prompt,
+      sampling: { temperature: 0 },
+      maxTokens: turns[i]!.maxTokens,
+      signal,
+    })) {
+      reply += part.text
+      if (part.kind === 'end') timings.push(part.timings)
+    }
+    replies.push(reply.trim())
+  }
+  return { scores: turns.map((turn, i) => score(replies[i]!, turn)), timings }
+}
+
+function rowOf(engine: EngineApi, cell: Cell, played: readonly Played[]): EvalRow {
+  const { task, length, mode, history, seed, n } = cell
+  const { kvBytesPerToken, name } = engine.info
+  const scores = played.map((p) => mean(p.scores))
+  const all = played.flatMap((p) => p.timings)
+  const tokens = (t: Timings) => t.prompt_tokens + t.generated_tokens
+  const bytes = Math.round(mean(played.map((p) => tokens(p.timings.at(-1)!))) * kvBytesPerToken)
+  const turns = Math.max(...played.map((p) => p.scores.length))
+  return {
+    policy: 'full',
+    budget: 1,
+    task,
+    length,
+    mode,
+    n,
+    accuracy: mean(scores),
+    accuracy_by_turn: Array.from({ length: turns }, (_, i) => mean(played.flatMap((p) => p.scores[i] ?? []))),
+    scores,
+    ttft_ms: mean(played.map((p) => p.timings[0]!.ttft_ms)),
+    decode_tok_s:
+      (1000 * sum(all.map((t) => t.generated_tokens))) / Math.max(1e-3, sum(all.map((t) => t.generated_ms))),
+    kv_bytes: bytes,
+    kv_bytes_full: bytes,
+    model: name,
+    history,
+    seed,
+  }
+}
+
+/** A failure stops the rest, and is thrown when they have ended. */
+async function inParallel<T>(
+  work: readonly T[],
+  workers: number,
+  outer: AbortSignal | undefined,
+  run: (item: T, signal: AbortSignal) => Promise<void>,
+): Promise<void> {
+  const stop = new AbortController()
+  const signal = outer ? AbortSignal.any([outer, stop.signal]) : stop.signal
+  const queue = work.values()
+  const failures: unknown[] = []
+  const worker = async () => {
+    // All workers draw from one iterator, so each item is taken once.
+    for (const item of queue) {
+      if (failures.length > 0) return
+      try {
+        await run(item, signal)
+      } catch (error) {
+        failures.push(error)
+        stop.abort(error)
+      }
+    }
+  }
+  await Promise.all(Array.from({ length: Math.min(workers, work.length) }, worker))
+  if (failures.length > 0) throw failures[0]
+}
+
+const sum = (of: readonly number[]) => of.reduce((a, b) => a + b, 0)
+const mean = (of: readonly number[]) => sum(of) / of.length

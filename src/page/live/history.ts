@@ -49,7 +49,7 @@ export interface History {
   readonly dropped: number
 }
 
-export const MOST_STEPS = 200
+export const MOST_STEPS = 120
 const MOST_GAPS = 3000
 const MOST_TTFTS = 200
 const MOST_TIMELINES = 64

@@ -58,6 +58,9 @@ const fromZero =
   (_, __, max) => [0, Math.max(least, (max || 0) * 1.1)]
 const inMs = (_: uPlot, values: number[]) => values.map((n) => `${n} ms`)
 
+/** A low chart has room for two labels. */
+const topAndBottom = (_: uPlot, __: number, min: number, max: number) => [min, max / 1.1]
+
 /** On a scale that shows 1 beside 512. */
 function rowOptions(): Omit<uPlot.Options, 'width' | 'height'> {
   const bars = uPlot.paths.bars!({ size: [0.7, 12], align: 0 })
@@ -84,7 +87,10 @@ function stepTimeOptions(): Omit<uPlot.Options, 'width' | 'height'> {
   return {
     ...QUIET,
     scales: { x: STEP_AXIS, ms: { range: fromZero(1) } },
-    axes: [axis({ show: false }), axis({ scale: 'ms', size: Y_WIDTH, space: 24, values: inMs })],
+    axes: [
+      axis({ show: false }),
+      axis({ scale: 'ms', size: Y_WIDTH, splits: topAndBottom, values: (_, v) => v.map(format.ms) }),
+    ],
     series: [{}, { scale: 'ms', stroke: ink('text'), width: 1.25, points: { show: false } }],
   }
 }

@@ -63,7 +63,7 @@ function Transcript() {
 function Welcome({ id }: { readonly id: string }) {
   return (
     <div class="welcome">
-      <p>Write to the model, and watch the engine while it answers. Messages stay in this browser.</p>
+      <p>Write to the model, and watch the engine while it answers. Conversations are kept in this browser alone.</p>
       <ul>
         {EXAMPLES.map((text) => (
           <li key={text}>
