@@ -132,6 +132,8 @@ export interface SamplingFlags extends Partial<Record<keyof typeof SAMPLING_NUMB
   readonly stop?: string[]
   readonly jsonSchema?: string
   readonly grammar?: string
+  readonly policy?: string
+  readonly budget?: string
 }
 
 export const samplingOptions = (): Option[] => [
@@ -151,10 +153,17 @@ export const samplingOptions = (): Option[] => [
   new Option('--stop <text>', 'ends the answer; can be given several times').argParser(collect),
   new Option('--json-schema <file>', 'the answer must be JSON that satisfies the schema in this file'),
   new Option('--grammar <file>', 'the answer must match the GBNF grammar in this file'),
+  new Option(
+    '--policy <name>',
+    'what shortens the cache behind the prompt: snapkv, "cake?window=32", ... (default: nothing)',
+  ),
+  new Option('--budget <size>', 'what the policy may keep: 0.25 of the full cache, 512 tokens, 64MiB'),
 ]
 
 /** The part of a request that flags decide. @throws KvasirError INVALID_ARGUMENT for files that cannot be read. */
-export function toRequest(f: SamplingFlags): Pick<GenerateRequest, 'sampling' | 'maxTokens' | 'stop'> {
+export function toRequest(
+  f: SamplingFlags,
+): Pick<GenerateRequest, 'sampling' | 'maxTokens' | 'stop' | 'policy' | 'budget'> {
   const numbers = Object.keys(SAMPLING_NUMBERS).map((field) => [field, f[field as keyof typeof SAMPLING_NUMBERS]])
   const sampling: SamplingParams = given({
     ...Object.fromEntries(numbers),
@@ -164,7 +173,7 @@ export function toRequest(f: SamplingFlags): Pick<GenerateRequest, 'sampling' | 
     jsonSchema: f.jsonSchema === undefined ? undefined : readSchema(f.jsonSchema),
     grammar: f.grammar === undefined ? undefined : readText(f.grammar, '--grammar'),
   })
-  return { sampling, ...given({ maxTokens: f.maxTokens, stop: f.stop }) }
+  return { sampling, ...given({ maxTokens: f.maxTokens, stop: f.stop, policy: f.policy, budget: f.budget }) }
 }
 
 function readSchema(file: string): JsonSchema {

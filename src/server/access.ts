@@ -12,6 +12,8 @@ declare module 'fastify' {
   interface FastifyContextConfig {
     /** Needs no API key. */
     readonly open?: boolean
+    /** Tells of all tenants: where there are several keys, only the first one opens it. */
+    readonly operator?: boolean
   }
 }
 
@@ -42,6 +44,10 @@ export function guard(app: FastifyInstance, options: CompleteServerOptions): (re
     const hash = given === null ? null : digest(given)
     const known = hash !== null && keys.filter((key) => timingSafeEqual(key, hash)).length > 0
     if (!known) throw refused(given)
+    if (request.routeOptions.config.operator && !timingSafeEqual(hash, keys[0]!))
+      throw new ApiError(403, 'this tells of all tenants: only the first API key of the server opens it', {
+        code: 'operator_only',
+      })
     callers.set(request, caller(hash.toString('hex').slice(0, 16)))
   })
   return (request) => callers.get(request) ?? caller('')

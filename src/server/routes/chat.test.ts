@@ -309,7 +309,11 @@ describe('API keys', () => {
       assert.equal((await fetch(closed.url + path)).status, 401, path)
     for (const path of ['/health', '/ready', '/version'])
       assert.equal((await fetch(closed.url + path)).status, 200, path)
-    assert.equal((await fetch(`${closed.url}/v1/models`, { headers: { 'x-api-key': 'secret-1' } })).status, 200)
+    const as = (key: string, path: string) => fetch(closed.url + path, { headers: { 'x-api-key': key } })
+    assert.equal((await as('secret-1', '/v1/models')).status, 200)
+    // What tells of all tenants is for the first key alone.
+    assert.equal((await as('secret-1', '/metrics')).status, 200)
+    for (const path of ['/metrics', '/live']) assert.equal((await as('secret-2', path)).status, 403, path)
   })
 })
 

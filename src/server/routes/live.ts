@@ -19,7 +19,10 @@ export const liveRoute: Route = (app, { pool }) => {
   app.addHook('preClose', async () => feed.close())
   app.get<{ Querystring: Static<typeof query> }>(
     '/live',
-    { schema: { querystring: query, summary: 'What happens in an engine, as events', tags: ['Operations'] } },
+    {
+      schema: { querystring: query, summary: 'What happens in an engine, as events', tags: ['Operations'] },
+      config: { operator: true },
+    },
     async (request, reply) => {
       const { model = pool.defaultId } = request.query
       if (!pool.list().some(({ id }) => id === model))

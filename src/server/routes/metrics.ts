@@ -3,7 +3,8 @@ import type { FastifyInstance } from 'fastify'
 import type { Observer } from '../metrics/observer.ts'
 
 export function metricsRoute(app: FastifyInstance, observer: Observer): void {
-  app.get('/metrics', { schema: { summary: 'Metrics, for Prometheus', tags: ['Operations'] } }, async (_, reply) =>
+  const schema = { summary: 'Metrics, for Prometheus', tags: ['Operations'] }
+  app.get('/metrics', { schema, config: { operator: true } }, async (_, reply) =>
     reply.type(observer.contentType).send(await observer.scrape()),
   )
 }
