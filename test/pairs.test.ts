@@ -345,5 +345,8 @@ const pairs = features.flatMap((a, i) => features.slice(i + 1).map((b): Pair => 
 const isPossible = (p: Pair) => !EXCLUSIVE.some((e) => e.every((f) => p.includes(f)))
 
 describe('features in pairs change no greedy token', () => {
-  for (const [index, pair] of pairs.filter(isPossible).entries()) it(pair.join(' and '), () => runPair(pair, index))
+  // By default every other pair, in which each feature meets half of the rest; all of them with KVASIR_LONG=1.
+  const step = process.env['KVASIR_LONG'] ? 1 : 2
+  for (const [index, pair] of pairs.filter(isPossible).entries())
+    if (index % step === 0) it(pair.join(' and '), () => runPair(pair, index))
 })

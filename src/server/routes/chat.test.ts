@@ -290,7 +290,7 @@ describe('a queue that is full', () => {
       } as OpenAI.ChatCompletionCreateParamsNonStreaming)
     const results = await Promise.allSettled(Array.from({ length: 8 }, ask))
     const refused = results.flatMap((r) => (r.status === 'rejected' ? [r.reason] : []))
-    assert.ok(refused.length >= 4 && refused.length <= 6, `${refused.length} refused`)
+    assert.ok(refused.length >= 4 && refused.length <= 7, `${refused.length} refused`)
     for (const e of refused) {
       assert.ok(e instanceof OpenAI.RateLimitError)
       assert.ok(Number(e.headers!.get('retry-after')) >= 1)

@@ -126,11 +126,14 @@ describe('errors', () => {
     const engine = server.engineOf()
     const busy = new AbortController()
     const fill = { model: 'house', input: 'Ships', ...{ grammar } }
-    const holders = [0, 1].map(() =>
+    const hold = () =>
       openai(url)
         .responses.create(fill, { signal: busy.signal })
-        .catch(() => {}),
-    )
+        .catch(() => {})
+    // One after the other: as long as the first one waits for its turn, there is no room for the second.
+    const first = hold()
+    await until(async () => (await engine.status()).running === 1, 'nothing runs')
+    const holders = [first, hold()]
     await until(async () => (await engine.status()).waiting === 1, 'nothing waits')
     for (const attempt of [
       openai(url).completions.create({ model: 'house', prompt: 'a' }),
