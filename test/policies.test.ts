@@ -128,6 +128,21 @@ describe('policies in the engine', () => {
     }
   })
 
+  it('sums columns beside padding, which is taken back', async () => {
+    const plain = { contextLength: 1024, threads: 1, tokenBudget: 128 }
+    await using padded = await LocalEngine.load('house', { ...plain, scheduler: 'prepacking-padded' })
+    await using packed = await LocalEngine.load('house', { ...plain, scheduler: 'prepacking' })
+    const both = (on: LocalEngine) => {
+      const short = [{ role: 'user', content: question }]
+      return Promise.all([
+        answer({ policy: 'h2o', budget: 0.5 }, on),
+        answer({ policy: 'h2o', budget: 0.5, messages: short }, on),
+      ])
+    }
+    const [[a, b], [c, d]] = [await both(padded), await both(packed)]
+    assert.deepEqual([a.slice(0, 3), b.slice(0, 3)], [c.slice(0, 3), d.slice(0, 3)])
+  })
+
   it('refuses what it cannot do, and says what is meant', async () => {
     const wrong: readonly [Partial<GenerateRequest>, RegExp][] = [
       [{ policy: 'snapvk', budget: 0.5 }, /Did you mean 'snapkv'/],

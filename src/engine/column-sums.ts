@@ -20,7 +20,10 @@ export class ColumnSums {
     this.add(observed)
   }
 
-  /** Adds the sums over some more rows. Keys that were there before are there still; new ones stand behind them. */
+  /**
+   * Adds the sums over some more rows. Keys that were there before are there still, but for padding that was taken back and that
+   * no row could see; new ones stand behind them.
+   */
   add(observed: readonly ObservedLayer[]): void {
     for (const [i, { keys, positions, statistics }] of observed.entries()) {
       const sum = statistics.sum!
@@ -35,7 +38,7 @@ export class ColumnSums {
       layer.sums = layer.sums.map((old, head) => {
         const length = keys[Math.floor(head / group)]!
         const next = new Float64Array(length)
-        next.set(old)
+        next.set(old.subarray(0, length))
         for (let j = 0; j < length; j++) next[j]! += sum[head * n + j]!
         return next
       })

@@ -96,7 +96,8 @@ export class Compression {
   /** What is to be seen of rows [from, to). */
   observe(from: number, to: number): Pick<WorkOutputs, 'observe'> {
     const decodes = this.#seen !== null && this.needs.decode && this.#o.policy.definition.afterDecode
-    if (!this.#columns && !decodes) return {}
+    // A piece of a padded batch can be padding alone.
+    if (from === to || (!this.#columns && !decodes)) return {}
     return { observe: { rows: { from: 0, to: to - from }, statistics: ['sum'] } }
   }
 

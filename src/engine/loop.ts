@@ -315,12 +315,17 @@ export class EngineLoop {
    */
   #compressed(branch: Branch, compression: Compression, { logits, observed }: WorkResult): () => Promise<void> {
     const own: WorkResult = { logits: logits?.slice() ?? null, hidden: null, normed: null }
-    compression.add(observed)
-    if (compression.seen !== null) compression.afterDecode(branch.sequence!, observed ?? null)
+    // A policy that fails ends its own request, not those that were computed beside it.
+    try {
+      compression.add(observed)
+      if (compression.seen !== null) compression.afterDecode(branch.sequence!, observed ?? null)
+    } catch (error) {
+      this.#roster.fail(branch, error)
+    }
     return async () => {
+      if (!branch.sequence) return
       try {
-        const complete = compression.seen === null && branch.computed === branch.task.prompt.length
-        if (complete && branch.sequence) {
+        if (compression.seen === null && branch.computed === branch.task.prompt.length) {
           const window = await this.#window(branch, compression.windowRows)
           this.#roster.detach(branch, compression.budget)
           compression.afterPrefill(branch.sequence, window)

@@ -29,7 +29,7 @@ export interface EvalRow {
   readonly ttft_ms: number
   /** Tokens per second of one reply, mean over all tokens. Others share the machine, too. */
   readonly decode_tok_s: number
-  /** Bytes of keys and values in use at the end of an example, mean. */
+  /** Keys and values of an example's last prompt and reply, mean: computed from their tokens, not read from the store. */
   readonly kv_bytes: number
   /** The same, had everything been kept. */
   readonly kv_bytes_full: number

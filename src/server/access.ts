@@ -5,12 +5,9 @@ import { ApiError } from './errors.ts'
 import { type CompleteServerOptions, isLoopback } from './options.ts'
 import type { Caller } from './request.ts'
 
-/** Routes that need no key: probes, and the page itself, which asks for one. */
-const OPEN = new Set(['/health', '/ready', '/version'])
-
 declare module 'fastify' {
   interface FastifyContextConfig {
-    /** Needs no API key. */
+    /** Needs no API key: probes, and the page, which asks for one. */
     readonly open?: boolean
     /** Tells of all tenants: where there are several keys, only the first one opens it. */
     readonly operator?: boolean
@@ -39,7 +36,7 @@ export function guard(app: FastifyInstance, options: CompleteServerOptions): (re
       callers.set(request, caller(''))
       return
     }
-    if (OPEN.has(request.routeOptions.url ?? '') || request.routeOptions.config.open) return
+    if (request.routeOptions.config.open) return
     const given = keyOf(request)
     const hash = given === null ? null : digest(given)
     const known = hash !== null && keys.filter((key) => timingSafeEqual(key, hash)).length > 0

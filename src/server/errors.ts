@@ -53,7 +53,6 @@ export function refusalOf(error: unknown): Refusal {
 /** The framework's texts, where they do not say how to mend it. */
 const HTTP_ERRORS: Readonly<Record<string, string>> = {
   FST_ERR_CTP_INVALID_MEDIA_TYPE: 'the body must be JSON: send it with the header Content-Type: application/json',
-  FST_ERR_CTP_EMPTY_JSON_BODY: 'the body is empty; it must be a JSON object',
   FST_ERR_CTP_BODY_TOO_LARGE: 'the body is larger than this server accepts (--body-limit)',
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: 'the body is not as long as its Content-Length says',
 }

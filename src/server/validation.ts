@@ -45,9 +45,9 @@ export function withoutNulls(body: unknown): unknown {
 export function validationError(errors: readonly FastifySchemaValidationError[], body: unknown): ApiError {
   const real = errors.filter((e) => !['anyOf', 'oneOf', 'if'].includes(e.keyword))
   const deepest = Math.max(...real.map((e) => depthOf(e)))
-  const [first, ...others] = real.filter((e) => depthOf(e) === deepest)
+  const first = real.find((e) => depthOf(e) === deepest)
   if (!first) return new ApiError(400, 'the body is not what this route takes')
-  const at = real.filter((e) => e === first || others.includes(e)).filter((e) => e.instancePath === first.instancePath)
+  const at = real.filter((e) => e.instancePath === first.instancePath)
   const param = paramOf(first.instancePath)
   switch (first.keyword) {
     case 'additionalProperties': {

@@ -419,6 +419,30 @@ describe('plain fetch', () => {
     )
   })
 
+  it('counts a conversation as it is answered: roles by their older names, texts in parts', async () => {
+    const parts = [
+      { type: 'text', text: 'What is ' },
+      { type: 'text', text: 'a lake?' },
+    ]
+    const conversation = [
+      { role: 'developer', content: 'Be brief.' },
+      { role: 'user', content: parts },
+    ]
+    const asked = { messages: conversation, max_tokens: 1 }
+    const answered = (await post(`${server.url}/v1/chat/completions`, asked)).body['usage'] as OpenAI.CompletionUsage
+    const { body } = await post(`${server.url}/tokenize`, { messages: conversation })
+    assert.equal(body['count'], answered.prompt_tokens)
+  })
+
+  it('shortens the cache as it is told', async () => {
+    const asked = { messages, max_tokens: 4, kvasir: { policy: 'snapkv?window=8', budget: 0.5 } }
+    assert.equal((await post(`${server.url}/v1/chat/completions`, asked)).status, 200)
+    const wrong = { ...asked, kvasir: { policy: 'snapvk', budget: 0.5 } }
+    const { status, body } = await post(`${server.url}/v1/chat/completions`, wrong)
+    assert.equal(status, 400)
+    assert.match(JSON.stringify(body), /Did you mean 'snapkv'/)
+  })
+
   it('nulls at the top are absent fields', async () => {
     const { status } = await post(`${server.url}/v1/chat/completions`, {
       ...{ messages, max_tokens: 2, temperature: null, stop: null, tools: null, response_format: null, n: null },

@@ -1,5 +1,4 @@
 /** `POST /v1/chat/completions`: OpenAI's chat API. */
-import type { ChatMessage } from '../../model/template/template.ts'
 import {
   type AnswerEvent,
   answer,
@@ -10,6 +9,7 @@ import {
   type Usage,
   usageOf,
 } from '../answer.ts'
+import { toMessages } from '../conversation.ts'
 import { ApiError, openAiError, refusalOf } from '../errors.ts'
 import { type EndEvent, extrasOf, gather, type WholeCall } from '../gather.ts'
 import { logprobOf } from '../logprobs.ts'
@@ -52,30 +52,7 @@ function jobOf(body: ChatBody, lease: { readonly engine: Parameters<typeof answe
     choice: typeof choice === 'string' ? choice : { name: choice.function.name },
     parallel: body.parallel_tool_calls ?? true,
   }
-  return conversationJob(body.messages.map(toMessage), generation, asked, lease.engine.info, variables(body))
-}
-
-/** `developer` is OpenAI's newer word for the system's role, `function` the older one for a tool's. */
-function toMessage(message: ChatBody['messages'][number], index: number): ChatMessage {
-  const { role, content, ...rest } = message
-  if (Array.isArray(content)) {
-    const bad = content.findIndex((p) => p.type !== 'text' && p.type !== 'refusal')
-    if (bad >= 0)
-      throw new ApiError(400, `this model takes text only, not parts of type '${content[bad]!.type}'`, {
-        code: 'unsupported_content',
-        param: `messages[${index}].content[${bad}].type`,
-      })
-  }
-  const roles: Readonly<Record<string, string>> = { developer: 'system', function: 'tool' }
-  const text = Array.isArray(content)
-    ? content.map(textOf).join('')
-    : (content ?? (message.tool_calls?.length ? null : undefined))
-  return { ...rest, role: roles[role] ?? role, ...(text === undefined ? {} : { content: text }) } as ChatMessage
-}
-
-/** Of a text or a refusal, which is a model's own earlier answer. */
-function textOf(part: { readonly text?: string; readonly refusal?: unknown }): string {
-  return part.text ?? (typeof part.refusal === 'string' ? part.refusal : '')
+  return conversationJob(toMessages(body.messages), generation, asked, lease.engine.info, variables(body))
 }
 
 function variables(body: ChatBody): Record<string, unknown> | undefined {

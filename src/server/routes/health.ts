@@ -3,16 +3,19 @@ import type { FastifyInstance } from 'fastify'
 import type { AppParts } from '../app.ts'
 
 export function healthRoutes(app: FastifyInstance, { pool, version, accepting }: AppParts): void {
-  app.get('/health', { schema: { summary: 'The process lives', tags: ['Operations'] } }, async () => ({ status: 'ok' }))
+  const config = { open: true }
+  app.get('/health', { config, schema: { summary: 'The process lives', tags: ['Operations'] } }, async () => ({
+    status: 'ok',
+  }))
   app.get(
     '/ready',
-    { schema: { summary: 'Requests are taken, and the first model is loaded', tags: ['Operations'] } },
+    { config, schema: { summary: 'Requests are taken, and the first model is loaded', tags: ['Operations'] } },
     async (_, reply) => {
       const loaded = pool.list()[0]!.state === 'loaded'
       if (accepting() && loaded) return { status: 'ready' }
       return reply.code(503).send({ status: accepting() ? 'loading' : 'draining' })
     },
   )
-  app.get('/version', { schema: { summary: 'Version', tags: ['Operations'] } }, async () => ({ version }))
+  app.get('/version', { config, schema: { summary: 'Version', tags: ['Operations'] } }, async () => ({ version }))
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger())
 }

@@ -1,6 +1,6 @@
 /** `POST /tokenize` and `/detokenize`, in vLLM's form. */
 import Type, { type Static } from 'typebox'
-import type { ChatMessage } from '../../model/template/template.ts'
+import { toMessages } from '../conversation.ts'
 import { ApiError } from '../errors.ts'
 import { defined } from '../request.ts'
 import type { Route } from '../route.ts'
@@ -39,7 +39,7 @@ export const tokenRoutes: Route = (app, { pool }) => {
         throw new ApiError(400, 'one of prompt and messages is needed, not both', { param: 'prompt' })
       using lease = await pool.lease(body.model)
       const { engine } = lease
-      const asked = defined({ prompt, messages: messages as ChatMessage[] | undefined })
+      const asked = defined({ prompt, messages: messages && toMessages(messages) })
       // An empty text has tokens too: none. The engine has nothing to continue then.
       const tokens =
         prompt === ''
