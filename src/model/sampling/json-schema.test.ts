@@ -335,6 +335,12 @@ describe('schemaToGrammar', () => {
       ['{"ab": 2}', '{"a": 1}', '{"a": 2, "ab": 2}', '{"\\u0061b": 2}'],
     ],
     [
+      'more properties beside names that need escapes',
+      { properties: { '"a': { const: 1 }, 'b\\': { const: 1 } }, additionalProperties: { const: 2 } },
+      ['{}', '{"\\"a": 1}', '{"\\"a": 1, "b\\\\": 1, "a": 2, "b": 2}', '{"a": 2}'],
+      ['{""a": 2}', '{"": 2a": 2}', '{"\\"a": 2}', '{"b\\": 2}'],
+    ],
+    [
       'required but not listed',
       { required: ['x'], additionalProperties: { const: 2 } },
       ['{"x": 2}', '{"x": 2, "y": 2}'],

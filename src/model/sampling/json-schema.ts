@@ -313,7 +313,7 @@ class Compiler {
       const key =
         listed.size === 0
           ? 'string'
-          : this.#rules.add(`${at}-key`, `"\\"" ${this.#otherThan([...listed.keys()])} "\\""`)
+          : this.#rules.add(`${at}-key`, `"\\"" ${this.#otherThan([...listed.keys()].filter(isPlain))} "\\""`)
       return this.#rules.add(`${at}-member`, `${key} ":" ws ${value}`)
     } catch (error) {
       if (error instanceof Unsatisfiable) return null
@@ -321,7 +321,7 @@ class Compiler {
     }
   }
 
-  /** String contents without escapes, other than these names. */
+  /** String contents without escapes, other than these names, which need none either. */
   #otherThan(names: readonly string[]): string {
     const plain = this.#rules.add('plain', '[^"\\\\\\x00-\\x1f]')
     const next = new Map<string, string[]>()
@@ -349,4 +349,9 @@ class Compiler {
       throw new Unsatisfiable(path, 'minProperties', 'no properties are allowed')
     return { canBeEmpty: needed === 0 && min === 0, maxExtra: max - members.length }
   }
+}
+
+/** Whether JSON writes a string as it is: keys that are written without escapes cannot meet any other. */
+function isPlain(text: string): boolean {
+  return JSON.stringify(text) === `"${text}"`
 }
