@@ -1,5 +1,6 @@
-// `npm test [FILTER...]`: all tests of the repository, or those whose path holds one of the words. One process per file,
-// one file at a time: the tests compute, and two of them on two cores would only wait for each other.
+// `npm test [FILTER...]`: all tests of the repository, or those whose path holds one of the words. One process per file. Tests
+// that compute on all cores run one file at a time: two of them on two cores would only wait for each other. The others,
+// which start processes, serve, parse, run two at a time.
 import { spawnSync } from 'node:child_process'
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
@@ -16,9 +17,13 @@ if (files.length === 0) {
   console.error(`no test file matches ${words.join(', ')}`)
   process.exit(1)
 }
-const { status } = spawnSync(
-  process.execPath,
-  ['--import', 'tsx', '--test', '--test-concurrency=1', ...options, ...files],
-  { stdio: 'inherit' },
-)
-process.exit(status ?? 1)
+const LIGHT = /^src.(cli|contract|model|page|policies|scheduler|server)\b/
+const groups = [
+  { files: files.filter((path) => LIGHT.test(path)), atOnce: 2 },
+  { files: files.filter((path) => !LIGHT.test(path)), atOnce: 1 },
+]
+for (const { files, atOnce } of groups.filter((g) => g.files.length > 0)) {
+  const flags = ['--import', 'tsx', '--test', `--test-concurrency=${atOnce}`]
+  const { status } = spawnSync(process.execPath, [...flags, ...options, ...files], { stdio: 'inherit' })
+  if (status !== 0) process.exitCode = status ?? 1
+}
