@@ -17,7 +17,8 @@ if (files.length === 0) {
   console.error(`no test file matches ${words.join(', ')}`)
   process.exit(1)
 }
-const LIGHT = /^src.(cli|contract|model|page|policies|scheduler|server)\b/
+const LIGHT =
+  /^(src.(cache|cli|contract|eval.tasks|ggml.gguf|model|page|policies|scheduler|server)|bench.serve|examples|test.server)\b/
 const groups = [
   { files: files.filter((path) => LIGHT.test(path)), atOnce: 2 },
   { files: files.filter((path) => !LIGHT.test(path)), atOnce: 1 },
