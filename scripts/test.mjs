@@ -1,6 +1,5 @@
-// `npm test [FILTER...]`: all tests of the repository, or those whose path holds one of the words. One process per file. Tests
-// that compute on all cores run one file at a time: two of them on two cores would only wait for each other. The others,
-// which start processes, serve, parse, run two at a time.
+// `npm test [FILTER...]`: all tests of the repository, or those whose path holds one of the words. One process per file. Two
+// files run at a time, most of them on one thread; those that need all cores, or the clock, one at a time.
 import { spawnSync } from 'node:child_process'
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
@@ -17,11 +16,11 @@ if (files.length === 0) {
   console.error(`no test file matches ${words.join(', ')}`)
   process.exit(1)
 }
-const LIGHT =
-  /^(src.(cache|cli|contract|eval.tasks|ggml.gguf|model|page|policies|scheduler|server)|bench.serve|examples|test.server)\b/
+// What measures times, compares bits at full speed, or takes all cores, has the machine for itself.
+const ALONE = /^(bench.[a-z]+\.test|src.ggml|test.(gpu|oracle|soak|server.isolation))\b/
 const groups = [
-  { files: files.filter((path) => LIGHT.test(path)), atOnce: 2 },
-  { files: files.filter((path) => !LIGHT.test(path)), atOnce: 1 },
+  { files: files.filter((path) => !ALONE.test(path)), atOnce: 2 },
+  { files: files.filter((path) => ALONE.test(path)), atOnce: 1 },
 ]
 for (const { files, atOnce } of groups.filter((g) => g.files.length > 0)) {
   const flags = ['--import', 'tsx', '--test', `--test-concurrency=${atOnce}`]

@@ -1,7 +1,22 @@
 /** All that `import 'kvasir'` gives. */
 export { CACHE_TYPES, type CacheType } from './cache/arena.ts'
+export type { Calibration } from './contract/calibration.ts'
 export { ERROR_CODES, type ErrorCode, KvasirError } from './contract/errors.ts'
 export type { EngineEvent, Logged } from './contract/events.ts'
+export type { Observation, ObservationNeeds, ObservedLayer, Statistic } from './contract/observation.ts'
+export type {
+  CompressionPlan,
+  Merge,
+  ModelDims,
+  OptionSpec,
+  OptionSpecs,
+  OptionsOf,
+  PolicyDefinition,
+  PolicyState,
+  PromptAhead,
+  StagePlan,
+  StageState,
+} from './contract/policy.ts'
 export type {
   ArenaMap,
   CacheMap,
@@ -30,3 +45,13 @@ export type { SamplingParams } from './model/sampling/params.ts'
 export type { ChatMessage } from './model/template/template.ts'
 export type { ToolFormat } from './model/tools/format.ts'
 export type { LoadProgress, WeightReport } from './model/weights/load.ts'
+export {
+  type Budget,
+  choosePolicy,
+  definePolicy,
+  POLICIES,
+  type PolicyName,
+  type PolicySpec,
+  parseBudget,
+  registerPolicy,
+} from './policies/index.ts'

@@ -90,6 +90,11 @@ export function checkColumn(name: string, c: Column): void {
     rows++
   }
   if (rows !== c.rows) fail(`${name}: ${c.rows} rows, its cells hold ${rows}`)
+  const order = [...c.byPosition]
+  if (order.length !== rows) fail(`${name}: an order of ${order.length} rows, it has ${rows}`)
+  for (const [i, cell] of order.entries())
+    if (positions[cell]! < 0 || (i > 0 && positions[cell]! < positions[order[i - 1]!]!))
+      fail(`${name}: cell ${cell} stands ${i}th in the order of positions`)
   let block = 0
   for (const [i, run] of c.runs.entries())
     for (let cell = run.from; cell < run.to; cell += PAGE_CELLS, block++) {

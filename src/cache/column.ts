@@ -34,14 +34,32 @@ export interface Run {
   readonly to: number
 }
 
+/** More rows than this are not taken out of the order one by one. */
+const MOST_ORDERED_DROPS = 8
+
+/** The order with one more cell behind it; null when its row is not the newest. */
+function appended(order: Int32Array, positions: Int32Array, cell: number): Int32Array | null {
+  const n = order.length
+  if (n > 0 && positions[order[n - 1]!]! >= positions[cell]!) return null
+  const room = new Int32Array(order.buffer)
+  const grown = room.length > n ? room : new Int32Array(2 * n + PAGE_CELLS)
+  if (grown !== room) grown.set(order)
+  grown[n] = cell
+  return grown.subarray(0, n + 1)
+}
+
 export class Column {
   readonly blocks: BlockRef[] = []
   /** Position of the row in each cell; -1: none. Longer than needed. */
   #positions = new Int32Array(8 * PAGE_CELLS).fill(-1)
+  /** How many rows each row stands for, where one does for more than itself; as long as {@link #positions}. */
+  #masses: Float32Array | null = null
   /** Cells up to here were used; the next row goes here. */
   #end = 0
   #rows = 0
   #runs: readonly Run[] | null = null
+  /** Cells of the rows in the order of their positions, where it is known; policies ask for it row after row. */
+  #order: Int32Array | null = null
 
   get end(): number {
     return this.#end
@@ -62,6 +80,16 @@ export class Column {
     return this.#positions.subarray(0, this.cells)
   }
 
+  /** How many rows the row in each cell stands for; [cells]. Null: each for itself. Not a copy. */
+  get masses(): Float32Array | null {
+    return this.#masses?.subarray(0, this.cells) ?? null
+  }
+
+  setMass(cell: number, mass: number): void {
+    if (!this.#masses && mass !== 1) this.#masses = new Float32Array(this.#positions.length).fill(1)
+    if (this.#masses) this.#masses[cell] = mass
+  }
+
   addBlock(block: BlockRef): void {
     this.blocks.push(block)
     this.#runs = null
@@ -69,10 +97,15 @@ export class Column {
     const grown = new Int32Array(2 * this.#positions.length).fill(-1)
     grown.set(this.#positions)
     this.#positions = grown
+    if (!this.#masses) return
+    const masses = new Float32Array(grown.length).fill(1)
+    masses.set(this.#masses)
+    this.#masses = masses
   }
 
   /** Puts blocks without rows in front of block `index`; the cells from there on move up. The first of their cells. */
   insertBlocks(index: number, blocks: readonly BlockRef[]): number {
+    this.#order = null
     const first = index * PAGE_CELLS
     const size = blocks.length * PAGE_CELLS
     const last = this.cells
@@ -81,18 +114,25 @@ export class Column {
     this.blocks.splice(index, 0, ...blocks)
     this.#positions.copyWithin(first + size, first, last)
     this.#positions.fill(-1, first, first + size)
+    this.#masses?.copyWithin(first + size, first, last)
+    this.#masses?.fill(1, first, first + size)
     if (this.#end >= first) this.#end += size
     return first
   }
 
   /** Puts the blocks into another order, in which the next row goes to `end`. Those that are not in it, and hold no rows, are given. */
   arrange(order: readonly number[], end: number): BlockRef[] {
+    if (order.some((from, to) => from !== to)) this.#order = null
     const old = this.#positions.slice()
+    const oldMasses = this.#masses?.slice()
     const blocks = this.blocks.slice()
     const kept = new Set(order)
     this.#positions.fill(-1)
-    for (const [to, from] of order.entries())
+    this.#masses?.fill(1)
+    for (const [to, from] of order.entries()) {
       this.#positions.set(old.subarray(from * PAGE_CELLS, (from + 1) * PAGE_CELLS), to * PAGE_CELLS)
+      if (oldMasses) this.#masses!.set(oldMasses.subarray(from * PAGE_CELLS, (from + 1) * PAGE_CELLS), to * PAGE_CELLS)
+    }
     this.blocks.splice(0, blocks.length, ...order.map((i) => blocks[i]!))
     this.#end = end
     this.#runs = null
@@ -121,18 +161,69 @@ export class Column {
     const cell = this.#end++
     this.#positions[cell] = position
     this.#rows++
+    if (this.#order) this.#order = appended(this.#order, this.#positions, cell)
     return cell
   }
 
   /** Makes a cell a hole. Its block stays until {@link takeEmpty}. */
   drop(cell: number): void {
     if (this.#positions[cell]! < 0) return
+    const at = this.#orderOf(this.#positions[cell]!)
+    if (at >= 0 && this.#order![at] === cell) {
+      this.#order!.copyWithin(at, at + 1)
+      this.#order = this.#order!.subarray(0, -1)
+    }
     this.#positions[cell] = -1
+    if (this.#masses) this.#masses[cell] = 1
     this.#rows--
+  }
+
+  /** Makes many cells holes. */
+  dropAll(cells: readonly number[]): void {
+    // Taking them out of the order one by one would cost more than to work it out again.
+    if (cells.length > MOST_ORDERED_DROPS) this.#order = null
+    for (const cell of cells) this.drop(cell)
+  }
+
+  /** Cells of its rows in the order of their positions. Not a copy: good until the next change. */
+  get byPosition(): Int32Array {
+    if (this.#order) return this.#order
+    const positions = this.#positions
+    const cells = Int32Array.from(this.usedCells())
+    let ascends = true
+    for (let i = 1; i < cells.length && ascends; i++) ascends = positions[cells[i]!]! > positions[cells[i - 1]!]!
+    if (!ascends) cells.sort((a, b) => positions[a]! - positions[b]!)
+    return (this.#order = cells)
+  }
+
+  /** Positions of its rows, ascending. */
+  orderedPositions(): Int32Array {
+    const positions = this.#positions
+    const out = this.byPosition.slice()
+    for (let i = 0; i < out.length; i++) out[i] = positions[out[i]!]!
+    return out
+  }
+
+  /** Where a position stands in the order; below 0: it is not there, or the order is not known. */
+  #orderOf(position: number): number {
+    const order = this.#order
+    if (!order) return -1
+    let from = 0
+    let to = order.length
+    while (from < to) {
+      const middle = (from + to) >> 1
+      if (this.#positions[order[middle]!]! < position) from = middle + 1
+      else to = middle
+    }
+    return from < order.length && this.#positions[order[from]!] === position ? from : -1
   }
 
   /** Says which row a cell holds; one that was a hole becomes a row. */
   setPosition(cell: number, position: number): void {
+    // A row that moves: the cell that it leaves is dropped next.
+    const at = this.#positions[cell]! < 0 ? this.#orderOf(position) : -1
+    if (at >= 0) this.#order![at] = cell
+    else this.#order = null
     if (this.#positions[cell]! < 0) this.#rows++
     this.#positions[cell] = position
     this.#end = Math.max(this.#end, cell + 1)
@@ -155,7 +246,11 @@ export class Column {
       let keep = this.#end < first + PAGE_CELLS
       for (let c = first; c < first + PAGE_CELLS; c++) keep ||= this.#positions[c]! >= 0
       if (keep) {
-        if (at !== first) this.#positions.copyWithin(at, first, first + PAGE_CELLS)
+        if (at !== first) {
+          this.#order = null
+          this.#positions.copyWithin(at, first, first + PAGE_CELLS)
+          this.#masses?.copyWithin(at, first, first + PAGE_CELLS)
+        }
         kept.push(block)
         at += PAGE_CELLS
       } else {
@@ -166,6 +261,7 @@ export class Column {
     if (!gone.length) return gone
     this.blocks.splice(0, this.blocks.length, ...kept)
     this.#positions.fill(-1, at)
+    this.#masses?.fill(1, at)
     this.#end = end
     this.#runs = null
     return gone
@@ -205,6 +301,8 @@ export class Column {
     const copy = new Column()
     copy.blocks.push(...this.blocks)
     copy.#positions = this.#positions.slice()
+    copy.#masses = this.#masses?.slice() ?? null
+    copy.#order = this.#order?.slice() ?? null
     copy.#end = this.#end
     copy.#rows = this.#rows
     return copy

@@ -155,7 +155,9 @@ export class PagePool {
   takeBlock(column: number, after: number | null): PageId | null {
     const free = (p: number) => this.#isBlockFree(p, column)
     let page = -1
-    if (after !== null && after + 1 < this.pages && !this.isFree(after + 1) && free(after + 1)) page = after + 1
+    // Columns of a sequence that grow together stay in the same pages, and are read at once.
+    if (after !== null && after + 1 < this.pages && free(after + 1))
+      if (!this.isFree(after + 1) || this.#claims[after + 1] === 0) page = after + 1
     if (page < 0)
       for (const p of this.#fragmented)
         if (free(p)) {
@@ -163,8 +165,6 @@ export class PagePool {
           break
         }
     if (page < 0 && this.#freePages === 0) return null
-    if (page < 0 && after !== null && after + 1 < this.pages && this.isFree(after + 1) && this.#claims[after + 1] === 0)
-      page = after + 1
     if (page < 0) page = this.#first(0, this.pages, (p) => this.isFree(p) && this.#claims[p] === 0)
     if (page < 0) page = this.#first(0, this.pages, (p) => this.isFree(p))
     this.holdBlock(page as PageId, column)

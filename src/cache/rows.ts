@@ -121,7 +121,10 @@ export function requantize(
     store.drop(s, column, []) // the blocks that no row was put in
     throw error
   }
-  for (const [i, cell] of into.entries()) c.setPosition(cell, c.positions[from[i]!]!)
+  for (const [i, cell] of into.entries()) {
+    c.setPosition(cell, c.positions[from[i]!]!)
+    c.setMass(cell, c.masses?.[from[i]!] ?? 1)
+  }
   store.drop(s, column, from)
   return before - store.usedBytes
 }

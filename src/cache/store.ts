@@ -7,7 +7,7 @@
  * one gets a copy first. Every change either happens as a whole or throws KV_BUDGET and leaves everything as it was.
  */
 import { KvasirError, showBytes } from '../contract/errors.ts'
-import type { PageId, SequenceId } from '../contract/units.ts'
+import type { PageId, Range, SequenceId } from '../contract/units.ts'
 import type { Device } from '../ggml/device.ts'
 import { Arena, type ArenaFormat, type CacheDims, PAGE_CELLS } from './arena.ts'
 import { type BlockRef, Column } from './column.ts'
@@ -31,6 +31,8 @@ export class KvSequence {
   extent: Extent | null = null
   /** How long it may become; its extent is claimed with its first page. */
   expectedRows = 0
+  /** Distances between rows are counted in rows that are there, not in positions: see {@link slotShifts}. */
+  inSlots = false
   /** Arena that the extent lies in: rows may be stored in another one later. */
   extentArena: number
 
@@ -111,6 +113,7 @@ export class KvStore implements Disposable {
     // Ragged tables need no room kept together.
     const s = this.create(from.layout === 'uniform' ? expectedRows : 0, from.arena)
     s.layout = from.layout
+    s.inSlots = from.inSlots
     s.columns = from.columns.map((c) => c.clone())
     for (const [c, column] of s.columns.entries()) {
       // Room that only `from` was promised stays its own.
@@ -132,20 +135,24 @@ export class KvStore implements Disposable {
   // rows -----------------------------------------------------------------------------------------------------------------
 
   /** Pages (or, ragged, pages' worth of blocks) that `rows` more rows of a sequence need: never too few. */
-  pagesNeeded(s: KvSequence, rows: number): number {
-    let blocks = 0
-    for (const [i, c] of s.columns.entries()) {
+  pagesNeeded(s: KvSequence, rows: number, layers?: Range): number {
+    // Blocks of one column lie in as many pages; other columns have theirs in the same ones.
+    let most = 0
+    for (const i of this.#columnsOf(s, layers)) {
+      const c = s.columns[i]!
       const { first, last } = this.#blocksWritten(s, c, rows)
+      let blocks = 0
       for (let b = first; b < last; b++) if (!this.#isWritable(s, i, c.blocks[b])) blocks++
+      most = Math.max(most, blocks)
     }
-    return s.layout === 'uniform' ? blocks : Math.ceil(blocks / s.columns.length)
+    return most
   }
 
   /** Takes the blocks that the next `rows` rows need. @throws KvasirError KV_BUDGET; then nothing has changed. */
-  reserve(s: KvSequence, rows: number): void {
+  reserve(s: KvSequence, rows: number, layers?: Range): void {
     this.#checkAlive(s)
     checkCount('rows', rows)
-    this.#makeWritable(s, [...s.columns.keys()], rows)
+    this.#makeWritable(s, this.#columnsOf(s, layers), rows)
   }
 
   /** {@link reserve} for one column of a ragged sequence (0: the one of a uniform sequence); the cell of the first row. */
@@ -184,12 +191,14 @@ export class KvStore implements Disposable {
 
   /**
    * Puts rows at the end of every column. Where they lie is then in `columns`: the last `positions.length` cells.
+   * @param layers of a ragged sequence: rows of these only
    * @throws KvasirError KV_BUDGET; then nothing has changed.
    */
-  append(s: KvSequence, positions: ArrayLike<number>): void {
+  append(s: KvSequence, positions: ArrayLike<number>, layers?: Range): void {
     for (let i = 0; i < positions.length; i++) checkCount('position', positions[i]!)
-    this.reserve(s, positions.length)
-    for (const column of s.columns) {
+    this.reserve(s, positions.length, layers)
+    for (const i of this.#columnsOf(s, layers)) {
+      const column = s.columns[i]!
       column.skipTo(this.#blocksWritten(s, column, positions.length).start)
       for (let i = 0; i < positions.length; i++) column.push(positions[i]!)
     }
@@ -218,12 +227,22 @@ export class KvStore implements Disposable {
   }
 
   /** Takes back the last `rows` rows of every column, those of the last append. */
-  takeBack(s: KvSequence, rows: number): void {
+  takeBack(s: KvSequence, rows: number, layers?: Range): void {
     checkCount('rows', rows)
-    for (const column of s.columns)
+    const columns = this.#columnsOf(s, layers).map((i) => s.columns[i]!)
+    for (const column of columns)
       if (rows > column.end)
         throw new KvasirError('INVALID_ARGUMENT', `${rows} rows cannot be taken back from a column of ${column.end}`)
-    for (const column of s.columns) column.truncate(column.end - rows)
+    for (const column of columns) column.truncate(column.end - rows)
+  }
+
+  /** Bytes of the blocks that its rows lie in, shared ones too. */
+  heldBytes(s: KvSequence): number {
+    const perBlock = s.layout === 'uniform' ? this.dims.layers * this.dims.kvHeads : 1
+    let bytes = 0
+    for (const c of s.columns)
+      for (let i = 0; i * PAGE_CELLS < c.end; i++) bytes += perBlock * this.arenas[c.blocks[i]!.arena]!.blockBytes
+    return bytes
   }
 
   /** Gives back room that was reserved and is not used. */
@@ -250,7 +269,7 @@ export class KvStore implements Disposable {
     const c = this.#checkColumn(s, column)
     const gone = [...cells]
     checkCells(c, gone)
-    for (const cell of gone) c.drop(cell)
+    c.dropAll(gone)
     for (const b of c.takeEmpty()) this.#release(s, column, b)
   }
 
@@ -262,6 +281,7 @@ export class KvStore implements Disposable {
    */
   compact(s: KvSequence, column: number): void {
     const c = this.#checkColumn(s, column)
+    const { positions } = c
     const used = c.blocks.slice(0, Math.ceil(c.end / PAGE_CELLS))
     const moves: [from: number, into: number][] = []
     const own: number[] = []
@@ -273,8 +293,8 @@ export class KvStore implements Disposable {
       let into = 0
       let from = blocks.length * PAGE_CELLS - 1
       for (; ; into++, from--) {
-        while (into <= from && c.positions[cellAt(into)]! >= 0) into++
-        while (from >= into && c.positions[cellAt(from)]! < 0) from--
+        while (into <= from && positions[cellAt(into)]! >= 0) into++
+        while (from >= into && positions[cellAt(from)]! < 0) from--
         if (into >= from) break
         moves.push([cellAt(from), cellAt(into)])
       }
@@ -287,6 +307,41 @@ export class KvStore implements Disposable {
     this.#ownAll(s, new Map([[column, moves.map(([, into]) => Math.floor(into / PAGE_CELLS))]]))
     for (const [from, into] of moves) this.#moveRow(s, column, from, into)
     for (const b of c.arrange([...others, ...own], end)) this.#release(s, column, b)
+  }
+
+  /**
+   * Copies the rows that a ragged sequence keeps into fresh pages, side by side in the order of their positions, the same pages for
+   * all layers and heads: attention then reads them where they lie. All else that it held is released.
+   * @param kept cells by column, in the order of their positions, one at least in some column
+   * @returns false where there is no such run of free pages, or rows lie in several arenas: then nothing has changed
+   */
+  rewrite(s: KvSequence, kept: readonly ArrayLike<number>[]): boolean {
+    this.#checkAlive(s)
+    if (s.layout === 'uniform') throw new KvasirError('INVALID_ARGUMENT', 'only ragged sequences are rewritten')
+    for (const [i, cells] of kept.entries()) checkCells(s.columns[i]!, Array.from(cells))
+    const pages = Math.ceil(kept.reduce((most, cells) => Math.max(most, cells.length), 0) / PAGE_CELLS)
+    if (s.columns.some((c) => c.blocks.some((b) => b.arena !== s.arena))) return false
+    const run = this.takeRun(s.arena, pages, LEAST_EXTENT)
+    if (!run) return false
+    for (const { arena, page } of run) this.pools[arena]!.splitPage(page)
+    const arena = this.arenas[s.arena]!
+    for (const [i, old] of s.columns.entries()) {
+      const [layer, head] = [Math.floor(i / this.dims.kvHeads), i % this.dims.kvHeads]
+      const fresh = new Column()
+      const blocks = Math.ceil(kept[i]!.length / PAGE_CELLS)
+      for (const b of run.slice(0, blocks)) fresh.addBlock(b)
+      for (const b of run.slice(blocks)) this.#release(s, i, b)
+      const { positions, masses } = old
+      for (let k = 0; k < kept[i]!.length; k++) {
+        const from = kept[i]![k]!
+        const into = fresh.push(positions[from]!)
+        if (masses) fresh.setMass(into, masses[from]!)
+        arena.copyRow(layer, head, old.physical(from), fresh.physical(into))
+      }
+      for (const b of old.blocks) this.#release(s, i, b)
+      s.columns[i] = fresh
+    }
+    return true
   }
 
   /**
@@ -320,11 +375,14 @@ export class KvStore implements Disposable {
     return page === null ? null : { arena, page }
   }
 
-  /** Takes so many free pages that follow each other, where nobody claims any. Null: there are none. */
-  takeRun(arena: number, pages: number): BlockRef[] | null {
+  /**
+   * Takes so many free pages that follow each other, where nobody claims any. Null: there are none.
+   * @param room pages that should be free behind them, if that can be had
+   */
+  takeRun(arena: number, pages: number, room = 0): BlockRef[] | null {
     this.#checkArena(arena)
     const pool = this.pools[arena]!
-    const extent = pool.openExtent(pages)
+    const extent = pool.openExtent(pages + room)
     if (!extent) return null
     pool.closeExtent(extent)
     if (extent.to - extent.from < pages) return null
@@ -367,6 +425,15 @@ export class KvStore implements Disposable {
   }
 
   // -----------------------------------------------------------------------------------------------------------------------
+
+  /** Indices of the columns that hold for some layers, or for all. */
+  #columnsOf(s: KvSequence, layers?: Range): number[] {
+    const all = [...s.columns.keys()]
+    if (!layers) return all
+    if (s.layout === 'uniform')
+      throw new KvasirError('INVALID_ARGUMENT', 'a uniform sequence has the same rows in all layers')
+    return all.slice(layers.from * this.dims.kvHeads, layers.to * this.dims.kvHeads)
+  }
 
   /** Where the next rows start, and the blocks [first, last) of a column that they go into. */
   #blocksWritten(s: KvSequence, c: Column, rows: number): { start: number; first: number; last: number } {
@@ -453,6 +520,7 @@ export class KvStore implements Disposable {
     if (s.layout === 'ragged') move(Math.floor(column / kvHeads), column % kvHeads)
     else for (let l = 0; l < layers; l++) for (let h = 0; h < kvHeads; h++) move(l, h)
     c.setPosition(into, c.positions[from]!)
+    c.setMass(into, c.masses?.[from] ?? 1)
     c.drop(from)
   }
 

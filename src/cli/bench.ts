@@ -6,6 +6,7 @@ import type { CacheRow } from '../../bench/cache.ts'
 import type { ExactnessRow } from '../../bench/exactness.ts'
 import type { PackingRow } from '../../bench/packing.ts'
 import type { ParityRow } from '../../bench/parity.ts'
+import type { PolicyRow } from '../../bench/policies.ts'
 import type { SpeedRow } from '../../bench/speed.ts'
 import type { StallRow } from '../../bench/stall.ts'
 import { CACHE_TYPES, type CacheType } from '../cache/arena.ts'
@@ -50,6 +51,11 @@ interface BatchFlags extends ServingFlags {
 
 interface PackingFlags extends ServingFlags {
   readonly prompts?: string[]
+}
+
+interface PolicyFlags extends ServingFlags {
+  readonly policies?: string[]
+  readonly budget?: string
 }
 
 interface AttentionFlags {
@@ -142,6 +148,17 @@ export const attentionOptions = (): Option[] => [
   rowsJson(),
 ]
 
+export const policiesOptions = (): Option[] => [
+  new Option('--shape <name>', 'house, or a shape of bench/speed.ts (default: qwen2.5-0.5b)'),
+  new Option('--type <name>', 'quantisation of the weights (default: q8_0)'),
+  list('--policies <names>', 'cache policies (default: those that need no calibration)'),
+  new Option('--budget <size>', 'what they may keep (default: 0.125)'),
+  list('-c, --context <tokens>', 'lengths of the prompt (default: 8192)'),
+  new Option('--rounds <n>', 'pairs of runs per figure (default: 3)').argParser(toNumber),
+  threadsOption(),
+  rowsJson(),
+]
+
 export function addBench(program: Command): void {
   const bench = program.command('bench').description('measure this engine against libllama on the same files')
   const parity = bench.command('parity').description("are the logits libllama's? Prompts, then greedy steps")
@@ -160,7 +177,36 @@ export function addBench(program: Command): void {
   addOptions(packing.action(runPacking), packingOptions())
   const attention = bench.command('attention').description('decode attention by how it reads the cache')
   addOptions(attention.action(runAttention), attentionOptions())
+  const policies = bench.command('policies').description('what cache policies cost, and what they save')
+  addOptions(policies.action(runPolicies), policiesOptions())
   addBenchServe(bench)
+}
+
+async function runPolicies(flags: PolicyFlags): Promise<void> {
+  const { json, shape, type, policies: names, budget, context, rounds, threads } = flags
+  const { policies } = await import('../../bench/policies.ts')
+  const { SPEED_SHAPES } = await import('../../bench/speed.ts')
+  const table = new Table<PolicyRow>([
+    { title: 'policy', width: 22, left: true, show: (r) => r.policy },
+    { title: 'budget', width: 6, show: (r) => String(r.budget) },
+    { title: 'context', width: 7, show: (r) => String(r.context) },
+    { title: 'prefill ms', width: 10, show: (r) => r.prefill_ms.toFixed(0) },
+    { title: 'policy ms', width: 9, show: (r) => r.policy_ms.toFixed(0) },
+    { title: 'overhead', width: 8, show: (r) => `${(100 * r.overhead).toFixed(1)} %` },
+    { title: 'decode tok/s', width: 12, show: (r) => r.decode_tok_s.toFixed(1) },
+    { title: 'full tok/s', width: 10, show: (r) => r.full_decode_tok_s.toFixed(1) },
+    { title: 'ratio', width: 6, show: (r) => r.ratio.toFixed(2) },
+    { title: 'kv bytes', width: 10, show: (r) => String(r.kv_bytes) },
+    { title: 'of full', width: 7, show: (r) => (r.kv_bytes / r.kv_bytes_full).toFixed(3) },
+  ])
+  known('--shape', shape === undefined ? undefined : [shape], ['house', ...Object.keys(SPEED_SHAPES)])
+  if (rounds !== undefined) whole('--rounds', rounds)
+  const options = given({
+    ...{ shape, policies: names, budget, rounds, threads },
+    type: types(type === undefined ? undefined : [type])?.[0],
+    contexts: context?.map((c) => whole('--context', Number(c))),
+  })
+  await report(json, table, (onRow) => policies({ ...options, onRow, onNote: toStderr }))
 }
 
 async function runParity({ json, model, type, lowering, threads }: Flags): Promise<void> {

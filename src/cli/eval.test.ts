@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
@@ -48,8 +48,51 @@ describe('kvasir eval', () => {
     assert.equal(done.code, 0, done.stderr)
     assert.match(
       done.stdout,
-      /^task +length +n +accuracy +TTFT +decode +KV cache\npet +512 +3 +\d+ % +\d+ ms +\d+ tok\/s +[\d.]+ MiB\n$/,
+      /^policy +budget +seen +task +mode +length +n +accuracy +KL +top 1 +TTFT +decode +KV cache +held\nfull +1 +- +pet +multi-turn +512 +3 +\d+ % +- +- +\d+ ms +\d+ tok\/s +[\d.]+ MiB +100 %\n$/,
     )
+  })
+
+  it('compares policies, says who refused and why, and makes a page of the rows', async () => {
+    const out = join(folder, 'policies.jsonl')
+    const args = ['eval', '--tasks', 'niah_single,prose', '--lengths', '512', '--limit', '1', '-t', '1', '--out', out]
+    const done = await kvasir([
+      ...args,
+      '--policies',
+      'full,cake?gamma=100',
+      '--budgets',
+      '0.25,16b',
+      '--shared-prompts',
+    ])
+    assert.equal(done.code, 0, done.stderr)
+    assert.match(done.stdout, /\ncake\?gamma=100 +0\.25 +question +niah_single .* \d+ %\n/)
+    assert.match(done.stdout, /\ncake\?gamma=100 16B, niah_single of 512, multi-turn {2}refused\n/)
+    assert.match(done.stderr, /refused: cake\?gamma=100 16B, prose of 512, forced: .*does not hold one token/)
+    const rows = readFileSync(out, 'utf8').trim().split('\n')
+    assert.equal(rows.length, 4)
+    const keys = rows.map((line) => Object.keys(JSON.parse(line)).join())
+    assert.equal(new Set(keys).size, 1, 'all rows have all keys')
+
+    const page = join(folder, 'page')
+    const { files, panels } = json(await kvasir(['report', out, '--out', page, '--json']))
+    assert.deepEqual(
+      files.map((file: string) => existsSync(file)),
+      [true, true, true, true],
+    )
+    assert.equal(panels[0].series[0].policy, 'cake?gamma=100')
+    const none = await kvasir(['report', join(folder, 'none.jsonl')])
+    assert.deepEqual([none.code, /none\.jsonl/.test(none.stderr)], [1, true])
+  })
+
+  it('names the policy, the mode and the moment that were misspelt', async () => {
+    for (const [flag, name, text] of [
+      ['--policies', 'snapvk', /Did you mean 'snapkv'\?/],
+      ['--mode', 'multi-trun', /Did you mean multi-turn\?/],
+      ['--compress-at', 'contxt', /Did you mean context\?/],
+    ] as const) {
+      const done = await kvasir(['eval', flag, name, '--tasks', 'kv'])
+      assert.equal(done.code, 1)
+      assert.match(done.stderr, text)
+    }
   })
 
   it('names file and line of what it cannot read', async () => {

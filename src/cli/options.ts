@@ -35,6 +35,7 @@ export interface EngineFlags {
   readonly diskCache?: string
   readonly diskCacheBytes?: number
   readonly hostCache?: number
+  readonly policyModule?: readonly string[]
 }
 
 export const threadsOption = () =>
@@ -69,6 +70,10 @@ export const engineOptions = (): Option[] => [
   loweringOption(),
   new Option('--disk-cache <folder>', 'keep what was computed for prompts, for the next start (default: off)'),
   new Option('--disk-cache-bytes <size>', 'most bytes in that folder (default: 8GiB)').argParser(parseBytes),
+  new Option(
+    '--policy-module <file>',
+    'a cache policy of your own, for --policy; several with commas, or given several times (default: none)',
+  ).argParser(collectList),
 ]
 
 export const maxSequencesOption = () =>
@@ -106,6 +111,7 @@ export function toEngineOptions(f: EngineFlags): EngineOptions {
     diskCache: f.diskCache,
     diskCacheBytes: f.diskCacheBytes,
     hostCacheBytes: f.hostCache,
+    policyModules: f.policyModule,
   })
 }
 

@@ -2,10 +2,12 @@
 import { Command } from 'commander'
 import { packageVersion } from '../version.ts'
 import { addBench } from './bench.ts'
+import { addCalibrate } from './calibrate.ts'
 import { addChat } from './chat.ts'
 import { addEval } from './eval.ts'
 import { addInspect } from './inspect.ts'
 import { addPull } from './pull.ts'
+import { addReport } from './report.ts'
 import { addRun } from './run.ts'
 import { addServe } from './serve.ts'
 
@@ -17,6 +19,8 @@ const COMMANDS: readonly ((program: Command) => void)[] = [
   addInspect,
   addPull,
   addEval,
+  addReport,
+  addCalibrate,
   addBench,
 ]
 

@@ -81,6 +81,7 @@ const SAMPLES: Readonly<Record<string, readonly [string | null, unknown, string,
   scheduler: ['fcfs', 'fcfs', 'sarathi', 'sarathi', 'prepacking', 'prepacking'],
   maxSequences: ['1', 1, '2', 2, 3, 3],
   maxWaiting: ['1', 1, '2', 2, 3, 3],
+  policyModule: ['a', ['a'], 'b,c', ['b', 'c'], ['d'], ['d']],
   hostCache: ['1MiB', 2 ** 20, '2MB', 2e6, 0, 0],
 }
 

@@ -4,7 +4,11 @@
  *
  * Letters as everywhere: Lyr layers, H query heads, Hkv KV heads, G = H / Hkv, d head size, n rows in the cache.
  */
+import type { Calibration } from './calibration.ts'
 import type { Observation, ObservationNeeds } from './observation.ts'
+import type { Range } from './units.ts'
+
+export type { Calibration }
 
 export interface ModelDims {
   readonly layers: number
@@ -25,23 +29,70 @@ export interface PolicyState {
   readonly seed: number
   /** Of this very model; only where {@link PolicyDefinition.calibration} asks for it. */
   readonly calibration?: Calibration
+  /** What the policy's last plan for this sequence told it to remember; absent: there was none. */
+  readonly memory?: unknown
 }
 
-/** What was measured of a model once, by `kvasir calibrate POLICY MODEL`, for a policy that needs it. */
-export type Calibration = CompressKvCalibration
+/** Of a prompt that is read layer by layer: see {@link PolicyDefinition.stages}. */
+export interface StageState extends PolicyState {
+  /** What {@link PolicyDefinition.stages} was told. */
+  readonly prompt: PromptAhead
+  /** Layers that were just computed, half-open. */
+  readonly layers: Range
+  /** Positions of the rows that were computed in them, ascending. */
+  readonly ran: Int32Array
+}
 
-export interface CompressKvCalibration {
-  readonly policy: 'compresskv'
-  /** By layer: all query heads, the one that best holds on to a passage it copies from first. */
-  readonly heads: readonly (readonly number[])[]
-  /** By layer: its share of the error that eviction causes; they add up to 1. */
-  readonly layerShares: readonly number[]
+/** One row that stands for several: it keeps the cell and the position of `into`. */
+export interface Merge {
+  /** A row that the plan keeps. */
+  readonly into: number
+  /** Rows that are summed, `into` among them or not. All but `into` are dropped. */
+  readonly from: Int32Array
+  /** Of each of them, for keys and values alike: 1 / n each is their mean. */
+  readonly weights: Float32Array
+  /** How many rows it stands for, 1 or more: ln(mass) is added to its attention scores. */
+  readonly mass: number
+}
+
+interface Remembering {
+  /** For the next plan of this sequence, as {@link PolicyState.memory}; never changed afterwards. Absent: as it was. */
+  readonly memory?: unknown
 }
 
 export type CompressionPlan =
-  | { readonly kind: 'keep-all' }
-  /** `rows[layer][kvHead]`: indices into the rows of that head's cache, ascending, without doubles. All others are dropped. */
-  | { readonly kind: 'keep'; readonly rows: readonly (readonly Int32Array[])[] }
+  | (Remembering & { readonly kind: 'keep-all' })
+  | (Remembering & {
+      readonly kind: 'keep'
+      /** `rows[layer][kvHead]`: indices into the rows of that head's cache, ascending, without doubles. All others are dropped. */
+      readonly rows: readonly (readonly Int32Array[])[]
+      /** `merges[layer][kvHead]`; absent: none. */
+      readonly merges?: readonly (readonly (readonly Merge[])[])[]
+      /**
+       * `slots`: from now on rows stand side by side for attention, whatever was dropped between them: distances are counted in
+       * cached rows. Absent: positions stay what they were.
+       */
+      readonly placement?: 'slots'
+    })
+
+/** When a prompt that is read layer by layer has passed some of them. */
+export interface StagePlan extends Remembering {
+  /** Of the layers that it has passed, all of them, `[layer][kvHead]`, as in a {@link CompressionPlan}; null: all rows stay. */
+  readonly rows: readonly (readonly Int32Array[])[] | null
+  /** Which of the rows that ran go on to the next layers: indices into {@link StageState.ran}, ascending; null: all. */
+  readonly next: Int32Array | null
+}
+
+/** What is known of a prompt before it is computed. */
+export interface PromptAhead {
+  readonly model: ModelDims
+  readonly rows: number
+  /** Rows per layer and KV head on average. */
+  readonly budget: number
+  /** Longest context that the model was trained for. */
+  readonly contextLength: number
+  readonly calibration?: Calibration
+}
 
 /** An option of a policy; its default is the paper's, or our choice where the policy's file says so. */
 export type OptionSpec =
@@ -79,6 +130,22 @@ export interface PolicyDefinition<S extends OptionSpecs = OptionSpecs> {
   /** Whose calibration it needs; absent or null: none. */
   calibration?(options: OptionsOf<S>): Calibration['policy'] | null
   observes(options: OptionsOf<S>): ObservationNeeds
+  /**
+   * Whether its cache stays within the budget however long the answer becomes, at distances that the model knows: such an answer
+   * may go on beyond the context. Default: no.
+   */
+  isEndless?(options: OptionsOf<S>): boolean
+  /** Rows of the prompt that are read between two plans ({@link afterChunk}); absent or null: it is read as a whole. */
+  chunkRows?(prompt: PromptAhead, options: OptionsOf<S>): number | null
+  /** A chunk of the prompt was read, the last one too. Nothing is observed. */
+  afterChunk?(state: PolicyState, options: OptionsOf<S>): CompressionPlan
+  /**
+   * First layers of the stages in which the prompt is read, ascending from 0; absent or null: all layers in one go. What is
+   * asked of the window is then seen at the end of each stage, of its layers and of the last rows that ran in it.
+   */
+  stages?(prompt: PromptAhead, options: OptionsOf<S>): readonly number[] | null
+  /** The prompt has passed a stage; behind the last one it is complete, and {@link afterPrefill} is not called. */
+  afterStage?(seen: Observation, state: StageState, options: OptionsOf<S>): StagePlan
   /** When the prompt is complete. */
   afterPrefill(seen: Observation, state: PolicyState, options: OptionsOf<S>): CompressionPlan
   /** After each row of the answer; absent: the answer's rows are kept. */

@@ -25,6 +25,8 @@ export interface WorkOutputs {
    * that are in the cache already can be computed again for it, with {@link WorkStore} `cells`.
    */
   readonly observe?: { readonly rows: Range; readonly statistics: readonly Statistic[] }
+  /** Whether the rotated query states of all rows are wanted, in each layer. Default: no. */
+  readonly queries?: boolean
 }
 
 /** Where an item's keys and values go, in the sequence's table. */
@@ -70,6 +72,8 @@ export interface WorkResult {
   readonly normed: Float32Array | null
   /** One per layer that the item ran, in their order; null when nothing was to be observed. Valid until the next step. */
   readonly observed?: readonly ObservedLayer[] | null
+  /** f32 [d, H, rows], one per layer that the item ran, in their order; null when not wanted. */
+  readonly queries?: readonly Float32Array[] | null
 }
 
 export interface StepResult {

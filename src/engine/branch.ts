@@ -6,10 +6,11 @@ import { PAGE_CELLS } from '../cache/arena.ts'
 import type { KvSequence } from '../cache/store.ts'
 import type { RequestView } from '../contract/schedule.ts'
 import type { RequestId } from '../contract/units.ts'
-import type { WorkOutputs } from '../contract/work-item.ts'
+import type { WorkItem, WorkOutputs } from '../contract/work-item.ts'
 import type { RequestStatus } from './api.ts'
 import type { Compression } from './compression.ts'
 import type { Pooler } from './pooler.ts'
+import type { StagedPrompt } from './staged.ts'
 import type { Task } from './task.ts'
 import type { Writer } from './writer.ts'
 
@@ -52,7 +53,7 @@ export class Branch implements Disposable {
 
   /** Its cache is no longer what others could use. */
   get isCompressed(): boolean {
-    return this.compression !== null && this.compression.seen !== null
+    return this.compression?.isOwn ?? false
   }
 
   /** Tokens of the answer so far. */
@@ -71,8 +72,40 @@ export class Branch implements Disposable {
     )
   }
 
+  /** The work of computing its next rows, which are in the sequence already: `rows`, and `padding` behind them. */
+  item(rows: number, padding: number, layers: number): WorkItem {
+    const staged = this.compression?.staged
+    if (staged) return this.#stagedItem(staged, rows)
+    const end = this.computed
+    const from = end - rows - padding
+    const tokens = Int32Array.from({ length: rows + padding }, (_, i) => (i < rows ? this.tokens[from + i]! : 0))
+    return {
+      sequence: this.sequence!.id,
+      positions: Int32Array.from(tokens, (_, i) => from + i),
+      store: { kind: 'tail' },
+      layers: { from: 0, to: layers },
+      input: { kind: 'tokens', tokens },
+      outputs: this.#outputs(from, from + rows),
+      mask: { kind: 'causal' },
+    }
+  }
+
+  #stagedItem(staged: StagedPrompt, rows: number): WorkItem {
+    const positions = staged.next(rows)
+    const isNewest = positions.at(-1) === this.tokens.length - 1
+    return {
+      sequence: this.sequence!.id,
+      positions,
+      store: { kind: 'tail' },
+      layers: staged.layers,
+      input: staged.nextInput(rows),
+      outputs: { logits: staged.isLast && isNewest ? [rows - 1] : [], hidden: !staged.isLast },
+      mask: { kind: 'causal' },
+    }
+  }
+
   /** What is wanted of its rows [from, to). */
-  outputs(from: number, to: number): WorkOutputs {
+  #outputs(from: number, to: number): WorkOutputs {
     const { head } = this
     if (head.kind === 'pooler') return { logits: [], hidden: false, normed: head.wanted(from, to) }
     const logits = to > from && to === this.tokens.length ? [to - from - 1] : []
@@ -82,7 +115,9 @@ export class Branch implements Disposable {
   /** @param cached of a waiting branch: rows that it would find */
   view(cached: number, ownPages: number): RequestView {
     const { task } = this
-    const computed = this.sequence ? this.computed : cached
+    // An answer without end holds fewer rows than it has tokens.
+    const excess = Math.max(0, this.tokens.length - (this.compression?.mostRows ?? this.tokens.length))
+    const computed = Math.max(0, (this.sequence ? this.computed : cached) - excess)
     return {
       id: this.id,
       tenant: task.tenant,
@@ -90,7 +125,7 @@ export class Branch implements Disposable {
       arrivalMs: task.arrivedMs,
       deadlineMs: task.deadlineMs,
       phase: this.#phase,
-      rows: this.tokens.length,
+      rows: this.tokens.length - excess,
       computed,
       generated: this.generated,
       maxTokens: task.maxTokens,

@@ -1,71 +1,63 @@
 /**
- * A policy at work on one sequence. The prompt is computed in full; then the policy sees what it asked for and its plan is
- * carried out; from there the answer is computed over what was kept, and a policy that goes on in the answer plans again
- * after each row.
+ * A policy at work on one sequence. Usually the prompt is computed in full; then the policy sees what it asked for and its plan
+ * is carried out; from there the answer is computed over what was kept, and a policy that goes on in the answer plans again
+ * after each row. A policy can also plan between chunks of the prompt, or between stages of layers (`staged.ts`).
  *
- * Up to the plan, blocks are those of any other request: they are found and stored as prefixes. After it the sequence is its
- * own and is never stored. Preempted, it computes its prompt again and repeats the plan, so that nothing changes.
+ * Up to the first plan, blocks are those of any other request: they are found and stored as prefixes. After it the sequence is
+ * its own and is never stored. Preempted, it computes its prompt again and repeats the prompt's plans, so that nothing changes.
  */
 
-import { PAGE_CELLS } from '../cache/arena.ts'
-import { cellsByPosition, keepRows } from '../cache/keep.ts'
+import { carryOut } from '../cache/carry-out.ts'
 import type { KvSequence, KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
 import type { Observation, ObservedLayer } from '../contract/observation.ts'
-import type { CompressionPlan, ModelDims, PolicyState } from '../contract/policy.ts'
-import type { WorkOutputs } from '../contract/work-item.ts'
-import { budgetRows, type ChosenPolicy, choosePolicy, parseBudget } from '../policies/index.ts'
+import type { CompressionPlan, PolicyState, StagePlan } from '../contract/policy.ts'
+import type { Range } from '../contract/units.ts'
+import type { WorkInput, WorkItem, WorkOutputs } from '../contract/work-item.ts'
+import type { Runner } from '../ggml/backend.ts'
+import type { ModelConfig } from '../model/config.ts'
 import { ColumnSums } from './column-sums.ts'
-import type { GenerateRequest } from './request.ts'
+import type { CompressionOptions } from './compression-options.ts'
+import { StagedPrompt } from './staged.ts'
 
-export interface CompressionOptions {
-  readonly policy: ChosenPolicy
-  /** Rows per layer and KV head on average. */
-  readonly budget: number
-  readonly seed: number
+/** What carrying a policy out needs. */
+export interface CompressionTools {
+  readonly store: KvStore
+  readonly model: ModelConfig
+  /** For moving and merging rows. */
+  readonly runner: () => Runner
 }
 
-/**
- * @returns null when nothing is to be shortened
- * @throws KvasirError INVALID_ARGUMENT for an unknown policy, wrong options, or a budget that is missing or wrong
- */
-export function chooseCompression(
-  { policy, budget, sampling }: GenerateRequest,
-  promptRows: number,
-  model: ModelDims,
-  store: KvStore,
-): CompressionOptions | null {
-  const bad = (what: string) => new KvasirError('INVALID_ARGUMENT', what, { field: 'budget' })
-  if (policy === undefined) {
-    if (budget !== undefined) throw bad('a budget needs a policy, e.g. snapkv, to choose what is kept')
-    return null
-  }
-  const chosen = choosePolicy(policy)
-  if (chosen.definition.name === 'full') return null
-  if (budget === undefined)
-    throw bad(`the policy ${chosen.text} needs a budget, e.g. 0.25 of the full cache, or 512 tokens`)
-  const rowBytes = store.arenas[0]!.blockBytes / PAGE_CELLS
-  const rows = budgetRows(parseBudget(budget), { model, promptRows, rowBytes })
-  return { policy: chosen, budget: rows, seed: sampling?.seed ?? 0 }
-}
+/** A plan of the prompt, and how long the sequence was then: what a preempted sequence repeats. */
+type PromptPlan = CompressionPlan | StagePlan
 
 export class Compression {
-  readonly #store: KvStore
-  readonly #model: ModelDims
+  readonly #tools: CompressionTools
+  readonly #prompt: Int32Array
   readonly #o: CompressionOptions
-  readonly #promptRows: number
   readonly #columns: ColumnSums | null
-  /** What became of the prompt; null: not planned yet. */
-  #plan: CompressionPlan | null = null
-  /** Tokens seen by the sequence since the plan was carried out; null: it was not, or not again yet. */
+  /** What became of the prompt, in order. */
+  #plans: PromptPlan[] = []
+  /** How many of them were carried out since the sequence began. */
+  #carried = 0
+  /** Tokens seen by the sequence since its first plan was carried out; null: there was none yet. */
   #seen: number | null = null
+  #staged: StagedPrompt | null = null
+  #memory: unknown
 
-  constructor(store: KvStore, model: ModelDims, promptRows: number, o: CompressionOptions) {
-    this.#store = store
-    this.#model = model
-    this.#promptRows = promptRows
+  /** @param prompt all tokens of the request's prompt */
+  constructor(tools: CompressionTools, prompt: Int32Array, o: CompressionOptions) {
+    this.#tools = tools
+    this.#prompt = prompt
     this.#o = o
     this.#columns = this.needs.columns ? new ColumnSums() : null
+    this.#startStages()
+  }
+
+  #startStages(): void {
+    const { stages, promptRows } = this.#o
+    const { layers, width } = this.#tools.model
+    if (stages) this.#staged = new StagedPrompt(this.#prompt.subarray(0, promptRows), layers, width, stages)
   }
 
   /** Rows per layer and KV head, on average. */
@@ -79,23 +71,54 @@ export class Compression {
 
   /** Rows of the prompt that may come from stored prefixes. */
   get reusableRows(): number {
-    return this.#columns ? 0 : this.#promptRows - 1
+    return this.#columns || this.#o.stages || this.#o.chunkRows !== null ? 0 : this.#o.promptRows - 1
   }
 
-  /** Tokens seen, where the cache does not tell it any more; null: it does. */
+  /** The prompt while it goes through the layers in stages; null: it does not, or it has. */
+  get staged(): StagedPrompt | null {
+    return this.#staged
+  }
+
+  /** Rows that were computed, where the cache does not tell it (any more); null: it does. */
   get seen(): number | null {
-    return this.#seen
+    return this.#staged ? this.#staged.progress : this.#seen
   }
 
-  /** Rows that may run in one step: none of the answer together with the prompt, and one by one where each is planned for. */
-  most(computed: number, rows: number): number {
-    if (this.#seen === null) return Math.min(rows, this.#promptRows - computed)
-    return this.#o.policy.definition.afterDecode ? 1 : rows
+  /** Whether the cache is no longer what others could use. */
+  get isOwn(): boolean {
+    return this.#staged !== null || this.#seen !== null
+  }
+
+  /** Whether rows behind the prompt, or behind the part of it that is shortened, were computed. */
+  get isBehindPrompt(): boolean {
+    return this.#staged === null && this.#seen !== null && this.#seen > this.#o.promptRows
+  }
+
+  /** The most rows that the sequence ever holds in a layer and head, however long its text; null: as many as the text has. */
+  get mostRows(): number | null {
+    if (!this.#o.isEndless) return null
+    return this.#o.chunkRows === null ? Math.max(this.#o.promptRows, this.budget + 1) : this.budget + this.#o.chunkRows
+  }
+
+  /**
+   * Rows that may run in one step: none behind a plan together with rows before it, and one by one where each is planned for.
+   * @param most rows of a step
+   */
+  most(computed: number, rows: number, most: number): number {
+    if (this.#staged) return this.#staged.rowsFor(rows, most)
+    const { promptRows } = this.#o
+    if (computed >= promptRows) return this.#o.policy.definition.afterDecode ? 1 : rows
+    const chunk = this.#o.chunkRows
+    return Math.min(
+      rows,
+      (chunk === null ? promptRows : Math.min(promptRows, computed - (computed % chunk) + chunk)) - computed,
+    )
   }
 
   /** What is to be seen of rows [from, to). */
   observe(from: number, to: number): Pick<WorkOutputs, 'observe'> {
-    const decodes = this.#seen !== null && this.needs.decode && this.#o.policy.definition.afterDecode
+    const { definition } = this.#o.policy
+    const decodes = from >= this.#o.promptRows && this.needs.decode && definition.afterDecode
     // A piece of a padded batch can be padding alone.
     if (from === to || (!this.#columns && !decodes)) return {}
     return { observe: { rows: { from: 0, to: to - from }, statistics: ['sum'] } }
@@ -110,11 +133,14 @@ export class Compression {
     if (this.#seen !== null) this.#seen += rows
   }
 
-  /** For a further sample of the same prompt. */
+  /** For a further sample of the same prompt, when that is done. */
   fork(): Compression {
-    const other = new Compression(this.#store, this.#model, this.#promptRows, this.#o)
-    other.#plan = this.#plan
+    const other = new Compression(this.#tools, this.#prompt, this.#o)
+    other.#plans = [...this.#plans]
+    other.#carried = this.#carried
     other.#seen = this.#seen
+    other.#staged = null
+    other.#memory = this.#memory
     if (this.#columns) other.#columns?.copy(this.#columns)
     return other
   }
@@ -122,35 +148,103 @@ export class Compression {
   /** The sequence is gone; another one begins with the prompt. */
   restart(): void {
     this.#seen = null
+    this.#carried = 0
+    this.#memory = undefined
+    this.#startStages()
     this.#columns?.clear()
   }
 
-  /** Rows at the end of the prompt that have to be seen before it can be planned; 0: none. */
-  get windowRows(): number {
-    if (this.#plan || this.#promptRows <= this.#o.budget) return 0
-    return Math.min(this.needs.window?.rows ?? 0, this.#promptRows)
+  /** Whether the prompt, or a part of it, is to be planned for now. */
+  isPromptDue(computed: number): boolean {
+    if (this.#staged) return this.#staged.isStageDone
+    const { promptRows } = this.#o
+    if (this.#o.chunkRows === null) return this.#seen === null && computed === promptRows
+    const chunks = Math.ceil(computed / this.#o.chunkRows)
+    return (
+      computed <= promptRows &&
+      this.#carried < chunks &&
+      (computed === promptRows || computed % this.#o.chunkRows === 0)
+    )
   }
 
-  /** The prompt is complete. @param window what was seen of {@link windowRows} */
-  afterPrefill(sequence: KvSequence, window: readonly ObservedLayer[] | null): void {
-    const fits = this.#promptRows <= this.#o.budget
-    this.#plan ??= fits
-      ? { kind: 'keep-all' }
-      : this.#o.policy.definition.afterPrefill(this.#seenOf({ window }), this.#state(sequence), this.#o.policy.options)
-    this.#carryOut(sequence, this.#plan)
-    this.#seen = this.#promptRows
+  /**
+   * The last rows of the prompt, or of the stage, once more, for the policy to see what they look at: nothing is stored. Null:
+   * there is nothing to be seen.
+   */
+  window(sequence: KvSequence): WorkItem | null {
+    const { window } = this.needs
+    const staged = this.#staged
+    const isRepeated = this.#carried < this.#plans.length
+    if (!window || isRepeated || this.#o.chunkRows !== null || (!staged && this.#fits)) return null
+    const positions = staged ? staged.rows : Int32Array.from({ length: this.#o.promptRows }, (_, i) => i)
+    const n = positions.length
+    const rows = Math.min(window.rows, n)
+    const layers: Range = staged ? staged.layers : { from: 0, to: this.#tools.model.layers }
+    const input: WorkInput = staged
+      ? staged.input(n - rows, n)
+      : { kind: 'tokens', tokens: this.#prompt.slice(n - rows, n) }
+    return {
+      sequence: sequence.id,
+      positions: positions.slice(n - rows),
+      store: { kind: 'kept' },
+      ...{ layers, input, mask: { kind: 'causal' } },
+      outputs: { logits: [], hidden: false, observe: { rows: { from: 0, to: rows }, statistics: window.statistics } },
+    }
   }
 
-  /** A row of the answer was computed. */
+  /** The prompt, or a part of it, is complete. @param window what was seen of {@link window} */
+  planPrompt(sequence: KvSequence, window: readonly ObservedLayer[] | null): void {
+    const computed = this.#staged ? this.#staged.progress : (this.#seen ?? sequence.columns[0]!.end)
+    const plan = (this.#plans[this.#carried] ??= this.#planOf(sequence, window, computed))
+    this.#carried++
+    if (this.#staged) this.#passStage(sequence, this.#staged, plan as StagePlan)
+    else {
+      this.#carryOut(sequence, plan as CompressionPlan)
+      this.#seen ??= computed
+    }
+  }
+
+  #planOf(sequence: KvSequence, window: readonly ObservedLayer[] | null, computed: number): PromptPlan {
+    const { definition, options } = this.#o.policy
+    const state = this.#state(sequence, computed)
+    if (this.#staged) {
+      const stage = { ...state, prompt: this.#o.ahead, layers: this.#staged.layers, ran: this.#staged.rows }
+      return definition.afterStage!(this.#seenOf({ window }), stage, options)
+    }
+    if (this.#o.chunkRows !== null) return definition.afterChunk!(state, options)
+    if (this.#fits) return { kind: 'keep-all' }
+    return definition.afterPrefill(this.#seenOf({ window }), state, options)
+  }
+
+  get #fits(): boolean {
+    return this.#o.promptRows <= this.#o.budget
+  }
+
+  #passStage(sequence: KvSequence, staged: StagedPrompt, { rows, next, memory }: StagePlan): void {
+    const { layers, kvHeads } = this.#tools.model
+    if (rows) {
+      // Layers that the prompt has not reached hold nothing.
+      const none = Array.from({ length: layers - rows.length }, () => new Array(kvHeads).fill(new Int32Array(0)))
+      this.#carryOut(sequence, { kind: 'keep', rows: [...rows, ...none] })
+    }
+    if (memory !== undefined) this.#memory = memory
+    if (staged.isLast) {
+      this.#staged = null
+      this.#seen = this.#o.promptRows
+    } else staged.advance(next && checkNext(next, staged.rows.length))
+  }
+
+  /** A row of the answer, or of the prompt behind what is shortened, was computed. */
   afterDecode(sequence: KvSequence, decode: readonly ObservedLayer[] | null): void {
     const { definition, options } = this.#o.policy
     if (!definition.afterDecode) return
-    const plan = definition.afterDecode(this.#seenOf({ decode }), this.#state(sequence), options)
+    const plan = definition.afterDecode(this.#seenOf({ decode }), this.#state(sequence, this.#seen!), options)
     this.#carryOut(sequence, plan)
   }
 
   #carryOut(sequence: KvSequence, plan: CompressionPlan): void {
-    keepRows(this.#store, sequence, plan)
+    if (plan.memory !== undefined) this.#memory = plan.memory
+    carryOut(this.#tools.store, sequence, plan, this.#tools.runner)
     if (plan.kind === 'keep') this.#columns?.keep(plan.rows)
   }
 
@@ -168,17 +262,37 @@ export class Compression {
     }
   }
 
-  #state(sequence: KvSequence): PolicyState {
-    const { budget, seed } = this.#o
-    const { kvHeads } = this.#model
+  #state(sequence: KvSequence, seen: number): PolicyState {
+    const { budget, seed, ahead } = this.#o
+    const { kvHeads } = this.#tools.model
     const known = new Map<number, Int32Array>()
     const positions = (layer: number, head: number): Int32Array => {
       const index = sequence.layout === 'uniform' ? 0 : layer * kvHeads + head
       const column = sequence.columns[index]!
-      const found = known.get(index) ?? Int32Array.from(cellsByPosition(column), (cell) => column.positions[cell]!)
+      const found = known.get(index) ?? column.orderedPositions()
       known.set(index, found)
       return found
     }
-    return { model: this.#model, seen: this.#seen ?? this.#promptRows, positions, budget, seed }
+    return {
+      ...{ model: this.#tools.model, seen, positions, budget, seed },
+      ...(ahead.calibration ? { calibration: ahead.calibration } : {}),
+      ...(this.#memory === undefined ? {} : { memory: this.#memory }),
+    }
   }
+}
+
+/** @throws KvasirError INVALID_ARGUMENT for rows that are not there */
+function checkNext(next: Int32Array, rows: number): Int32Array {
+  let before = -1
+  for (const row of next) {
+    if (!(row > before && row < rows))
+      throw new KvasirError(
+        'INVALID_ARGUMENT',
+        `stage plan: row ${row} behind ${before} of ${rows} goes on; rows must ascend`,
+      )
+    before = row
+  }
+  if (before !== rows - 1)
+    throw new KvasirError('INVALID_ARGUMENT', 'stage plan: the newest row does not go on, and the answer is made of it')
+  return next
 }

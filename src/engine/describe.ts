@@ -39,8 +39,13 @@ function toolFormat({ tokenizer }: Model): ToolFormat {
 }
 
 export async function fullIdentity(model: Model, store: KvStore, o: CompleteOptions): Promise<CacheIdentity> {
-  const digests = await Promise.all(model.file.parts.map((part) => fileDigest(part.path)))
-  return identityOf(model, store, o, digests.join('+'))
+  return identityOf(model, store, o, await modelDigest(model))
+}
+
+/** SHA-256 of each of its files: read whole once, then remembered. */
+export async function modelDigest({ file }: Model): Promise<string> {
+  const digests = await Promise.all(file.parts.map((part) => fileDigest(part.path)))
+  return digests.join('+')
 }
 
 /** What cached rows depend on. Vocabulary and merges are in the model's file: one digest serves both. */

@@ -10,6 +10,7 @@ import { arenaBytes } from '../cache/arena.ts'
 import type { CacheIdentity } from '../cache/identity.ts'
 import { PrefixCache } from '../cache/prefix-cache.ts'
 import { KvStore, type StoreShape } from '../cache/store.ts'
+import type { Calibration } from '../contract/calibration.ts'
 import { KvasirError } from '../contract/errors.ts'
 import type { EngineEvent, Logged } from '../contract/events.ts'
 import { Executor, scratchBytes } from '../executor/run.ts'
@@ -19,6 +20,7 @@ import { Model } from '../model/model.ts'
 import { checkSampling } from '../model/sampling/params.ts'
 import { ChatTemplate } from '../model/template/template.ts'
 import { StopMatcher } from '../model/tokenizer/stop.ts'
+import { loadPolicyModule } from '../policies/modules.ts'
 import { DEFAULT_SCHEDULER_OPTIONS, schedulerNamed } from '../scheduler/index.ts'
 import {
   type CacheMap,
@@ -29,7 +31,8 @@ import {
   MOST_REQUESTS,
 } from './api.ts'
 import { cacheMap } from './cache-map.ts'
-import { chooseCompression } from './compression.ts'
+import { findCalibration } from './calibrations.ts'
+import { chooseCompression } from './compression-options.ts'
 import { describe, fullIdentity, identityOf } from './describe.ts'
 import { checkEmbed, defaultPooling, type Embedding, type EmbedRequest } from './embed.ts'
 import { EventLog } from './events.ts'
@@ -38,7 +41,7 @@ import { type CompleteOptions, completeOptions, DEFAULT_CONTEXT, type EngineOpti
 import { PartQueue } from './parts.ts'
 import { planStore } from './plan-store.ts'
 import { encodePrompt } from './prompt.ts'
-import { checkRequest, type GeneratePart, type GenerateRequest, type PromptRequest } from './request.ts'
+import { checkForced, checkRequest, type GeneratePart, type GenerateRequest, type PromptRequest } from './request.ts'
 import { type EmbedTask, type GenerateTask, NOT_STARTED, stoppedByCaller, type Task } from './task.ts'
 
 export class LocalEngine implements EngineApi, Disposable {
@@ -46,11 +49,13 @@ export class LocalEngine implements EngineApi, Disposable {
   readonly options: CompleteOptions
   readonly info: EngineInfo
   readonly store: KvStore
+  readonly #path: string
   readonly #executor: Executor
   readonly #prefixes: PrefixCache
   readonly #loop: EngineLoop
   readonly #events: EventLog
   readonly #tasks = new Set<Task>()
+  readonly #calibrations = new Map<Calibration['policy'], Promise<Calibration | null>>()
   #template: ChatTemplate | null = null
   #disposed = false
 
@@ -61,8 +66,10 @@ export class LocalEngine implements EngineApi, Disposable {
     info: EngineInfo,
     prefixes: PrefixCache,
     events: EventLog,
+    path: string,
   ) {
     this.model = model
+    this.#path = path
     this.options = options
     this.info = info
     this.store = store
@@ -83,6 +90,7 @@ export class LocalEngine implements EngineApi, Disposable {
    */
   static async load(model = 'house', options: EngineOptions = {}): Promise<LocalEngine> {
     const complete = completeOptions(options)
+    for (const path of complete.policyModules) await loadPolicyModule(path)
     await loadNative()
     const device = complete.device
       ? deviceNamed(complete.device)
@@ -119,7 +127,7 @@ export class LocalEngine implements EngineApi, Disposable {
           : await fullIdentity(loaded, made, complete),
         { ...complete, emit },
       )
-      return new LocalEngine(loaded, made, complete, info, prefixes, events)
+      return new LocalEngine(loaded, made, complete, info, prefixes, events, path)
     } catch (error) {
       store?.[Symbol.dispose]()
       loaded[Symbol.dispose]()
@@ -129,7 +137,7 @@ export class LocalEngine implements EngineApi, Disposable {
 
   async *generate(request: GenerateRequest): AsyncGenerator<GeneratePart, void, undefined> {
     this.#checkAlive()
-    const task = this.#generateTask(request)
+    const task = await this.#generateTask(request)
     yield* this.#serve(task, task.parts)
   }
 
@@ -167,21 +175,33 @@ export class LocalEngine implements EngineApi, Disposable {
     this.#loop.wake()
   }
 
-  #generateTask(request: GenerateRequest): GenerateTask {
+  async #generateTask(request: GenerateRequest): Promise<GenerateTask> {
     checkRequest(request, this.options.maxSequences)
     const prompt = this.encodePrompt(request)
-    const room = this.info.contextLength - prompt.length
-    if (room < 1) throw this.#overflow(prompt.length, ', at least one of them for the answer')
+    const { store } = this
+    const compression = await chooseCompression(request, prompt, { model: this.model.config, store }, (policy) =>
+      this.#calibration(policy),
+    )
+    const most = request.forced?.length ?? request.maxTokens
+    const left = this.info.contextLength - prompt.length
+    // An answer without end ends where the caller wants, or else where any other would.
+    const endless = compression?.isEndless && most !== undefined
+    const room = endless ? most : left
+    if (left < 1 && !(endless && compression.chunkRows !== null))
+      throw this.#overflow(prompt.length, ', at least one of them for the answer')
+    if (request.forced && room < request.forced.length)
+      throw this.#overflow(prompt.length, `, and the forced answer has ${request.forced.length}`)
+    checkForced(request.forced, this.model.config.vocab)
     checkSampling(request.sampling ?? {}, this.model.tokenizer.vocabSize)
     new StopMatcher(typeof request.stop === 'string' ? [request.stop] : (request.stop ?? []))
     return {
       ...this.#task(request, prompt),
       kind: 'generate',
       request,
-      maxTokens: Math.min(request.maxTokens ?? room, room),
-      endsContext: request.maxTokens === undefined || request.maxTokens > room,
+      maxTokens: Math.min(most ?? room, room),
+      endsContext: most === undefined || most > room,
       samples: request.samples ?? 1,
-      compression: chooseCompression(request, prompt.length, this.model.config, this.store),
+      compression,
       parts: new PartQueue(() => this.#loop.wake()),
     }
   }
@@ -297,6 +317,16 @@ export class LocalEngine implements EngineApi, Disposable {
   async loadSession(path: string): Promise<number> {
     this.#checkAlive()
     return await this.#prefixes.restore(path, this.#prefixes.root('', ''), await this.#identity())
+  }
+
+  #calibration(policy: Calibration['policy']): Promise<Calibration | null> {
+    const known = this.#calibrations.get(policy)
+    if (known) return known
+    const found = findCalibration(policy, this.model, this.#path)
+    this.#calibrations.set(policy, found)
+    // Made in the meantime, or mended: looked for again.
+    found.then((c) => c || this.#calibrations.delete(policy)).catch(() => this.#calibrations.delete(policy))
+    return found
   }
 
   #identity(): Promise<CacheIdentity> {

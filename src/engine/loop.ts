@@ -22,7 +22,7 @@ import { cutRuns, type Piece } from './pieces.ts'
 import type { Pooler } from './pooler.ts'
 import { Roster, type Totals } from './roster.ts'
 import { stoppedByCaller, type Task } from './task.ts'
-import type { Writer } from './writer.ts'
+import type { HeldBytes, Writer } from './writer.ts'
 
 /** Quick steps run on the calling thread; at least this often, in milliseconds, the event loop gets its turn. */
 const YIELD_MS = 10
@@ -60,7 +60,14 @@ export class EngineLoop {
     this.#prefixes = prefixes
     this.#events = events
     this.#options = options
-    this.#roster = new Roster(model, store, prefixes, events, () => this.wake())
+    this.#roster = new Roster(
+      model,
+      store,
+      prefixes,
+      events,
+      () => executor.rowRunner,
+      () => this.wake(),
+    )
   }
 
   /** Branches that have pages, oldest admission first. */
@@ -147,6 +154,7 @@ export class EngineLoop {
 
   /** Whether anything was run or changed. */
   async #oneStep(): Promise<boolean> {
+    const { tokenBudget, maxSequences } = this.#options
     const plan = this.#plan()
     for (const id of plan.preempt) this.#roster.preempt(this.#roster.find(id))
     let changed = plan.preempt.length > 0
@@ -156,11 +164,10 @@ export class EngineLoop {
     }
     const work = plan.work.flatMap((w): Piece[] => {
       const branch = this.#roster.running.find((b) => b.id === w.id)
-      const rows = branch?.compression?.most(branch.computed, w.rows) ?? w.rows
+      const rows = branch?.compression?.most(branch.computed, w.rows, tokenBudget) ?? w.rows
       return branch ? [{ branch, rows, padding: w.padding ?? 0 }] : []
     })
     if (!work.length) return changed || this.#preemptResting()
-    const { tokenBudget, maxSequences } = this.#options
     for (const pieces of cutRuns(work, tokenBudget, maxSequences)) await this.#runPieces(pieces)
     return true
   }
@@ -227,7 +234,7 @@ export class EngineLoop {
   async #runPieces(all: readonly Piece[]): Promise<void> {
     const pieces = this.#append(all)
     if (!pieces.length) return
-    const items = pieces.map((p) => this.#item(p))
+    const items = pieces.map((p) => p.branch.item(p.rows, p.padding, this.#model.config.layers))
     const tasks = new Set(pieces.map((p) => p.branch.task))
     const abort = new AbortController()
     this.#step = { abort, tasks }
@@ -237,13 +244,13 @@ export class EngineLoop {
       for (const { branch, padding } of pieces) if (padding) this.#takeBack(branch, padding)
       this.#account(pieces, result)
       const planned: (() => Promise<void>)[] = []
-      for (const [i, { branch }] of pieces.entries()) {
+      for (const [i, { branch, rows }] of pieces.entries()) {
         // Another sample of its request may have failed.
         if (!branch.sequence) continue
         this.#roster.publish(branch)
         if (branch.task.cancelled !== undefined) continue
         if (!branch.compression) this.#take(branch, result.items[i]!)
-        else planned.push(this.#compressed(branch, branch.compression, result.items[i]!))
+        else planned.push(this.#compressed(branch, branch.compression, rows, result.items[i]!))
       }
       for (const plan of planned) await plan()
     } catch (error) {
@@ -265,12 +272,11 @@ export class EngineLoop {
       const { branch, rows, padding } = piece
       while (branch.sequence) {
         try {
-          this.#roster.reserve(branch.sequence, rows + padding, 'growth')
+          const staged = branch.compression?.staged
           const at = branch.computed
-          this.#store.append(
-            branch.sequence,
-            Int32Array.from({ length: rows + padding }, (_, i) => at + i),
-          )
+          const positions = staged?.next(rows) ?? Int32Array.from({ length: rows + padding }, (_, i) => at + i)
+          this.#roster.reserve(branch.sequence, positions.length, 'growth', staged?.layers)
+          this.#store.append(branch.sequence, positions, staged?.layers)
           branch.compression?.appended(rows + padding)
           done.push(piece)
           break
@@ -288,74 +294,52 @@ export class EngineLoop {
     return done
   }
 
-  #item({ branch, rows, padding }: Piece): WorkItem {
-    const sequence = branch.sequence!
-    const end = branch.computed
-    const from = end - rows - padding
-    const tokens = Int32Array.from({ length: rows + padding }, (_, i) => (i < rows ? branch.tokens[from + i]! : 0))
-    return {
-      sequence: sequence.id,
-      positions: Int32Array.from(tokens, (_, i) => from + i),
-      store: { kind: 'tail' },
-      layers: { from: 0, to: this.#model.config.layers },
-      input: { kind: 'tokens', tokens },
-      outputs: branch.outputs(from, from + rows),
-      mask: { kind: 'causal' },
-    }
-  }
-
   #takeBack(branch: Branch, rows: number): void {
-    this.#store.takeBack(branch.sequence!, rows)
+    this.#store.takeBack(branch.sequence!, rows, branch.compression?.staged?.layers)
     branch.compression?.appended(-rows)
   }
 
   /**
    * Hands a branch with a policy what it is due. Its own step, where one is needed, comes after all other outputs of this one
    * were read; what it needs of them is copied now.
+   * @param rows that were computed
    */
-  #compressed(branch: Branch, compression: Compression, { logits, observed }: WorkResult): () => Promise<void> {
-    const own: WorkResult = { logits: logits?.slice() ?? null, hidden: null, normed: null }
+  #compressed(branch: Branch, compression: Compression, rows: number, result: WorkResult): () => Promise<void> {
+    const own: WorkResult = { logits: result.logits?.slice() ?? null, hidden: null, normed: null }
     // A policy that fails ends its own request, not those that were computed beside it.
-    try {
-      compression.add(observed)
-      if (compression.seen !== null) compression.afterDecode(branch.sequence!, observed ?? null)
-    } catch (error) {
-      this.#roster.fail(branch, error)
-    }
-    return async () => {
-      if (!branch.sequence) return
+    const guarded = async (work: () => Promise<void> | void) => {
+      const start = performance.now()
       try {
-        if (compression.seen === null && branch.computed === branch.task.prompt.length) {
-          const window = await this.#window(branch, compression.windowRows)
-          this.#roster.detach(branch, compression.budget)
-          compression.afterPrefill(branch.sequence, window)
-        }
+        await work()
       } catch (error) {
         this.#roster.fail(branch, error)
-        return
       }
-      this.#take(branch, own)
+      branch.task.policyMs += performance.now() - start
+    }
+    compression.staged?.passed(rows, result.hidden)
+    const seen = guarded(() => {
+      compression.add(result.observed)
+      if (compression.isBehindPrompt) compression.afterDecode(branch.sequence!, result.observed ?? null)
+    })
+    return async () => {
+      await seen
+      if (!branch.sequence) return
+      if (compression.isPromptDue(branch.computed)) await guarded(() => this.#planPrompt(branch, compression))
+      if (branch.sequence) this.#take(branch, own)
     }
   }
 
-  /** Computes the last rows of a prompt once more, to see what they look at; nothing is stored. */
-  async #window(branch: Branch, rows: number): Promise<readonly ObservedLayer[] | null> {
-    const { sequence, compression, task } = branch
-    if (rows === 0) return null
-    const from = task.prompt.length - rows
-    const { statistics } = compression!.needs.window!
-    const item: WorkItem = {
-      sequence: sequence!.id,
-      positions: Int32Array.from({ length: rows }, (_, i) => from + i),
-      store: { kind: 'kept' },
-      layers: { from: 0, to: this.#model.config.layers },
-      input: { kind: 'tokens', tokens: task.prompt.slice(from) },
-      outputs: { logits: [], hidden: false, observe: { rows: { from: 0, to: rows }, statistics } },
-      mask: { kind: 'causal' },
-    }
+  async #planPrompt(branch: Branch, compression: Compression): Promise<void> {
+    const item = compression.window(branch.sequence!)
+    const window = item && (await this.#observe(branch, item))
+    this.#roster.detach(branch, compression.budget)
+    compression.planPrompt(branch.sequence!, window)
+  }
+
+  async #observe({ task }: Branch, item: WorkItem): Promise<readonly ObservedLayer[] | null> {
     const { items, computeMs } = await this.#executor.run({ items: [item] })
     task.computeMs += computeMs
-    return items[0]!.observed!
+    return items[0]!.observed ?? null
   }
 
   #account(pieces: readonly Piece[], { computeMs, totalMs }: { computeMs: number; totalMs: number }): void {
@@ -400,12 +384,20 @@ export class EngineLoop {
     const first = task.firstTokenMs === 0
     // Before the token is chosen: an answer of one token ends with it, and tells its timings.
     if (first) task.firstTokenMs = performance.now()
-    const reason = head.next(logits, branch.tokens)
+    const reason = head.next(logits, branch.tokens, () => this.#held(branch))
     if (first) {
       const ttftMs = task.firstTokenMs - task.arrivedMs
       this.#events.add({ kind: 'request-first-token', request: branch.id, ttftMs })
     }
     this.#roster.countToken(branch)
     if (reason) this.#roster.end(branch, reason.kind)
+  }
+
+  #held(branch: Branch): HeldBytes {
+    const { pageBytes } = this.#store.arenas[0]!
+    return {
+      bytes: this.#store.heldBytes(branch.sequence!),
+      fullBytes: Math.ceil(branch.computed / PAGE_CELLS) * pageBytes,
+    }
   }
 }

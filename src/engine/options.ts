@@ -42,6 +42,8 @@ export interface EngineOptions {
   readonly diskCacheBytes?: number
   /** Bytes of ordinary memory for blocks that had to leave the cache; part of `kvMemory`. Default 0. */
   readonly hostCacheBytes?: number
+  /** Files with cache policies of your own: modules whose default export is what `definePolicy` gives. Default: none. */
+  readonly policyModules?: readonly string[]
   /** Called while weights are loaded. */
   readonly onProgress?: LoadProgress
 }
@@ -63,6 +65,7 @@ export interface CompleteOptions {
   readonly diskCache: string | null
   readonly diskCacheBytes: number
   readonly hostCacheBytes: number
+  readonly policyModules: readonly string[]
   readonly onProgress: LoadProgress | null
 }
 
@@ -74,7 +77,7 @@ const DEFAULT_DISK_BYTES = 8 * 2 ** 30
 
 const KNOWN = [
   ...['contextLength', 'threads', 'device', 'keyType', 'valueType', 'lowering', 'kvMemory', 'scheduler', 'tokenBudget'],
-  ...['maxSequences', 'maxWaiting', 'diskCache', 'diskCacheBytes', 'hostCacheBytes', 'onProgress'],
+  ...['maxSequences', 'maxWaiting', 'diskCache', 'diskCacheBytes', 'hostCacheBytes', 'policyModules', 'onProgress'],
 ]
 
 /** @throws KvasirError INVALID_ARGUMENT that names the field, what was got and what is allowed. */
@@ -95,6 +98,12 @@ export function completeOptions(o: EngineOptions): CompleteOptions {
     if (!all.includes(value)) throw invalid(`${name} is "${value}"; it must be one of ${all.join(', ')}`)
     return value
   }
+  const paths = (name: string, value: readonly string[] | undefined): readonly string[] => {
+    if (value === undefined) return []
+    if (!(Array.isArray(value) && value.every((p) => typeof p === 'string')))
+      throw invalid(`${name} must be a list of paths`)
+    return value
+  }
   return {
     contextLength: o.contextLength === undefined ? null : whole('contextLength', o.contextLength, 0, 2 ** 24),
     threads: whole('threads', o.threads, availableParallelism(), 512),
@@ -110,6 +119,7 @@ export function completeOptions(o: EngineOptions): CompleteOptions {
     diskCache: o.diskCache ?? null,
     diskCacheBytes: whole('diskCacheBytes', o.diskCacheBytes, DEFAULT_DISK_BYTES, 2 ** 50),
     hostCacheBytes: o.hostCacheBytes === 0 ? 0 : whole('hostCacheBytes', o.hostCacheBytes, 0, 2 ** 50),
+    policyModules: paths('policyModules', o.policyModules),
     onProgress: o.onProgress ?? null,
   }
 }

@@ -52,6 +52,16 @@ export interface GenerateRequest extends PromptRequest, SharingRequest {
   readonly policy?: string | PolicySpec
   /** What a policy may keep: a fraction of the full cache (0.25), tokens per layer and KV head (512), or bytes ('64MiB'). */
   readonly budget?: number | string
+  /**
+   * Tokens of the prompt, from its beginning, that the policy sees and shortens; the rest is computed over what it kept. For
+   * documents about which questions are asked later. Default: the whole prompt.
+   */
+  readonly compressAt?: number
+  /**
+   * The answer, whatever the model would say: for measuring how likely it is, with `sampling.logprobs`. Ends with `max-tokens`.
+   * Goes with no maxTokens, stop, grammar or samples.
+   */
+  readonly forced?: readonly number[] | Int32Array
   /** Answers to generate from one prompt, which is computed and stored once. Default 1. */
   readonly samples?: number
 }
@@ -116,6 +126,12 @@ export interface Timings {
   readonly ttft_ms: number
   /** Milliseconds inside ggml's graph computation, prompt and answer. */
   readonly compute_ms: number
+  /** Of that and beside it, what a policy took: looking at the prompt's end, planning, dropping rows. */
+  readonly policy_ms: number
+  /** Keys and values held at the end, shared ones included: whole blocks of 32 rows. */
+  readonly kv_bytes: number
+  /** The same, had everything been kept. */
+  readonly kv_bytes_full: number
 }
 
 export const PROMPT_FIELDS = ['messages', 'tools', 'templateOptions', 'prompt', 'addSpecial', 'tokens'] as const
@@ -131,6 +147,8 @@ const FIELDS = [
   'samples',
   'policy',
   'budget',
+  'compressAt',
+  'forced',
 ]
 
 /** @throws KvasirError INVALID_ARGUMENT */
@@ -144,8 +162,21 @@ export function checkRequest(request: GenerateRequest, maxSamples: number): void
     throw invalid('ignoreEnd needs maxTokens, and goes with no grammar, jsonSchema or json: those end an answer')
   if (maxTokens !== undefined && (!Number.isSafeInteger(maxTokens) || maxTokens < 1))
     throw invalid(`maxTokens is ${maxTokens}; it must be a whole number from 1 up`)
+  if (request.forced) {
+    if (request.forced.length === 0) throw invalid('forced is empty; it must hold the tokens of an answer', 'forced')
+    const others = ['maxTokens', 'stop', 'stopTokens', 'samples', 'ignoreEnd'] as const
+    const other = others.find((field) => request[field] !== undefined)
+    if (other || sampling.grammar !== undefined || sampling.jsonSchema || sampling.json)
+      throw invalid(`forced is the whole answer: it goes with no ${other ?? 'grammar'}`, 'forced')
+  }
   if (samples !== undefined && !(Number.isSafeInteger(samples) && samples >= 1 && samples <= maxSamples))
     throw invalid(`samples is ${samples}; it must be a whole number from 1 to ${maxSamples} (maxSequences)`, 'samples')
+}
+
+/** @throws KvasirError INVALID_ARGUMENT for tokens that are none */
+export function checkForced(forced: GenerateRequest['forced'], vocab: number): void {
+  const wrong = forced && Array.from(forced).find((t) => !(Number.isInteger(t) && t >= 0 && t < vocab))
+  if (wrong !== undefined) throw invalid(`forced holds ${wrong}, which is no token of this vocabulary`, 'forced')
 }
 
 /** @throws KvasirError INVALID_ARGUMENT */

@@ -5,12 +5,13 @@
  * from a tier, or computes them anew, whichever is quicker; then its request is refused with KV_BUDGET.
  */
 import { PAGE_CELLS } from '../cache/arena.ts'
-import { pagesToKeep } from '../cache/keep.ts'
+import { pagesToKeep } from '../cache/carry-out.ts'
 import type { PrefixCache } from '../cache/prefix-cache.ts'
 import type { KvSequence, KvStore } from '../cache/store.ts'
 import { KvasirError, showBytes } from '../contract/errors.ts'
 import type { EvictCause } from '../contract/events.ts'
-import type { RequestId } from '../contract/units.ts'
+import type { Range, RequestId } from '../contract/units.ts'
+import type { Runner } from '../ggml/backend.ts'
 import type { Model } from '../model/model.ts'
 import { join, type ServedTokens, serve } from '../scheduler/index.ts'
 import { Branch } from './branch.ts'
@@ -42,6 +43,7 @@ export class Roster {
   readonly #prefixes: PrefixCache
   readonly #events: EventLog
   readonly #model: Model
+  readonly #runner: () => Runner
   readonly #onChange: () => void
   readonly waiting: Branch[] = []
   /** Oldest admission first. */
@@ -55,8 +57,19 @@ export class Roster {
   served: ServedTokens = new Map()
   #nextId = 1
 
-  /** @param onChange called when a branch that could not run may be able to */
-  constructor(model: Model, store: KvStore, prefixes: PrefixCache, events: EventLog, onChange: () => void) {
+  /**
+   * @param runner for policies that move rows
+   * @param onChange called when a branch that could not run may be able to
+   */
+  constructor(
+    model: Model,
+    store: KvStore,
+    prefixes: PrefixCache,
+    events: EventLog,
+    runner: () => Runner,
+    onChange: () => void,
+  ) {
+    this.#runner = runner
     this.#model = model
     this.#store = store
     this.#prefixes = prefixes
@@ -74,7 +87,9 @@ export class Roster {
       this.#events.add({ kind: 'request-refuse', code: error.code, promptTokens: task.prompt.length })
       return error
     }
-    const needed = Math.ceil((task.prompt.length + Math.min(1, task.maxTokens)) / PAGE_CELLS)
+    const compression = this.#compression(task)
+    const rows = task.prompt.length + Math.min(1, task.maxTokens)
+    const needed = Math.ceil(Math.min(rows, compression?.mostRows ?? rows) / PAGE_CELLS)
     const { pages, bytes } = this.#store.arenas[0]!
     if (needed > pages)
       throw refuse(
@@ -97,7 +112,7 @@ export class Roster {
     }
     const { tokenizer, config } = this.#model
     const head = task.kind === 'embed' ? new Pooler(task, config.width) : new Writer(task, tokenizer, 0)
-    const branch = new Branch(this.#nextId++ as RequestId, task, head, this.#compression(task))
+    const branch = new Branch(this.#nextId++ as RequestId, task, head, compression)
     task.id = branch.id
     this.totals.requests++
     this.served = join(
@@ -130,11 +145,12 @@ export class Roster {
     const { task } = branch
     if (this.load(branch)) return true
     const cached = this.cachedRows(branch)
-    const expected = task.prompt.length + Math.min(task.maxTokens, EXPECTED_ANSWER)
-    const sequence = this.#store.create(expected)
+    const sequence = this.#store.create(this.#expectedRows(branch, task.prompt.length))
     this.#prefixes.adopt(sequence, branch.hashes, cached / PAGE_CELLS)
     try {
-      this.reserve(sequence, branch.tokens.length - cached, 'admission')
+      // Layers that are read one after the other need pages one after the other.
+      if (branch.compression?.staged) this.#store.makeRagged(sequence)
+      else this.reserve(sequence, Math.min(branch.tokens.length, this.#mostRows(branch)) - cached, 'admission')
     } catch (error) {
       this.#prefixes.release(sequence)
       this.#store.free(sequence)
@@ -160,11 +176,11 @@ export class Roster {
   }
 
   /** Takes pages for `rows` more rows; evicts stored prefixes for them. @throws KvasirError KV_BUDGET */
-  reserve(sequence: KvSequence, rows: number, cause: EvictCause): void {
-    const missing = this.#store.pagesNeeded(sequence, rows) - this.#store.pools[sequence.arena]!.freePages
+  reserve(sequence: KvSequence, rows: number, cause: EvictCause, layers?: Range): void {
+    const missing = this.#store.pagesNeeded(sequence, rows, layers) - this.#store.pools[sequence.arena]!.freePages
     // Some more than needed: what grows next to each other is read at once.
     if (missing > 0) this.totals.evictedPages += this.#prefixes.evict(missing + EVICT_AHEAD, cause)
-    this.#store.reserve(sequence, rows)
+    this.#store.reserve(sequence, rows, layers)
   }
 
   preempt(branch: Branch): void {
@@ -256,7 +272,8 @@ export class Roster {
 
   #compression(task: Task): Compression | null {
     if (task.kind !== 'generate' || !task.compression) return null
-    return new Compression(this.#store, this.#model.config, task.prompt.length, task.compression)
+    const tools = { store: this.#store, model: this.#model.config, runner: this.#runner }
+    return new Compression(tools, task.prompt, task.compression)
   }
 
   /** Further samples of a prompt that is done: they share its pages until they write. */
@@ -268,14 +285,22 @@ export class Roster {
       const writer = new Writer(task, this.#model.tokenizer, i, head)
       const other = new Branch(this.#nextId++ as RequestId, task, writer, branch.compression?.fork() ?? null, branch)
       this.#events.add({ kind: 'request-fork', request: other.id, from: branch.id })
-      const expected = branch.computed + Math.min(task.maxTokens, EXPECTED_ANSWER)
-      other.sequence = this.#store.fork(branch.sequence!, expected)
+      other.sequence = this.#store.fork(branch.sequence!, this.#expectedRows(branch, branch.computed))
       this.#prefixes.share(branch.sequence!, other.sequence)
       task.open++
       this.running.push(other)
       out.push(other)
     }
     return out
+  }
+
+  #mostRows({ compression }: Branch): number {
+    return compression?.mostRows ?? Number.POSITIVE_INFINITY
+  }
+
+  /** How long a sequence of `rows` rows may become, as far as one can tell. */
+  #expectedRows(branch: Branch, rows: number): number {
+    return Math.min(rows + Math.min(branch.task.maxTokens, EXPECTED_ANSWER), this.#mostRows(branch))
   }
 
   /** Counts a token of an answer. */

@@ -1,7 +1,7 @@
 /** A request while it is being served: what was asked, what is known of it, where its results go. */
 import { KvasirError } from '../contract/errors.ts'
 import type { RequestId } from '../contract/units.ts'
-import type { CompressionOptions } from './compression.ts'
+import type { CompressionOptions } from './compression-options.ts'
 import type { Embedding, EmbedRequest, Pooling } from './embed.ts'
 import type { PartQueue } from './parts.ts'
 import type { GeneratePart, GenerateRequest } from './request.ts'
@@ -25,6 +25,8 @@ interface Served {
   firstTokenMs: number
   cachedTokens: number
   computeMs: number
+  /** Spent on its policy. */
+  policyMs: number
   /** Branches that have not ended. */
   open: number
 }
@@ -57,6 +59,7 @@ export const NOT_STARTED = {
   firstTokenMs: 0,
   cachedTokens: 0,
   computeMs: 0,
+  policyMs: 0,
   open: 1,
 } as const
 

@@ -6,6 +6,12 @@ import type { Tokenizer } from '../model/tokenizer/tokenizer.ts'
 import type { FinishReason, TokenText } from './request.ts'
 import type { GenerateTask } from './task.ts'
 
+/** Bytes of a sequence's keys and values, and what they would be had everything been kept. */
+export interface HeldBytes {
+  readonly bytes: number
+  readonly fullBytes: number
+}
+
 export class Writer implements Disposable {
   readonly kind = 'writer'
   readonly sampler: Sampler
@@ -41,15 +47,17 @@ export class Writer implements Disposable {
   /**
    * Chooses the next token; why it was the last, or null. Parts go to the task.
    * @param tokens the text so far: the token joins it, unless it only ends it
+   * @param held what its cache takes, asked for at the end
    */
-  next(logits: Float32Array, tokens: number[]): FinishReason | null {
+  next(logits: Float32Array, tokens: number[], held: () => HeldBytes): FinishReason | null {
     const task = this.#task
-    const { token, logprob, top } = this.sampler.sample(logits)
+    const forced = task.request.forced?.[this.generated]
+    const { token, logprob, top } = this.sampler.sample(logits, forced)
     this.generated++
     const finish = () => this.#stops.feed(this.#stream.flush()).emit + this.#stops.flush()
-    if (!task.request.ignoreEnd && this.#tokenizer.isEndOfGeneration(token))
-      return this.#end({ kind: 'end-of-answer', token }, finish())
-    if (this.#stopTokens.has(token)) return this.#end({ kind: 'stop', stop: token }, finish())
+    if (!task.request.ignoreEnd && forced === undefined && this.#tokenizer.isEndOfGeneration(token))
+      return this.#end({ kind: 'end-of-answer', token }, finish(), held())
+    if (this.#stopTokens.has(token)) return this.#end({ kind: 'stop', stop: token }, finish(), held())
     this.sampler.accept(token)
     tokens.push(token)
     const { emit, stopped } = this.#stops.feed(this.#stream.push(token))
@@ -61,16 +69,16 @@ export class Writer implements Disposable {
       ...(logprob === undefined ? {} : { logprob, bytes: this.#bytes(token) }),
       ...(top === undefined ? {} : { top: top.map((t): TokenText => ({ ...t, bytes: this.#bytes(t.token) })) }),
     })
-    if (stopped !== null) return this.#end({ kind: 'stop', stop: stopped }, '')
+    if (stopped !== null) return this.#end({ kind: 'stop', stop: stopped }, '', held())
     if (this.generated < task.maxTokens) return null
-    return this.#end({ kind: task.endsContext ? 'context-full' : 'max-tokens' }, finish())
+    return this.#end({ kind: task.endsContext ? 'context-full' : 'max-tokens' }, finish(), held())
   }
 
   #bytes(token: number): number[] {
     return [...this.#tokenizer.piece(token, { special: true })]
   }
 
-  #end(reason: FinishReason, text: string): FinishReason {
+  #end(reason: FinishReason, text: string, held: HeldBytes): FinishReason {
     const task = this.#task
     const now = performance.now()
     task.parts.push({
@@ -89,6 +97,9 @@ export class Writer implements Disposable {
         generated_ms: now - task.promptEndMs,
         ttft_ms: task.firstTokenMs - task.arrivedMs,
         compute_ms: task.computeMs,
+        policy_ms: task.policyMs,
+        kv_bytes: held.bytes,
+        kv_bytes_full: held.fullBytes,
       },
     })
     return reason

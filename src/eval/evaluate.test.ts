@@ -13,12 +13,14 @@ import type { KvasirError } from '../contract/errors.ts'
 import { LocalEngine } from '../engine/local.ts'
 import { modelPath } from '../engine/options.ts'
 import { argmax } from '../model/sampling/candidates.ts'
-import { fileCells, taskCells } from './cells.ts'
+import { fileCells, proseCells, type TreatmentOptions, taskCells } from './cells.ts'
 import { readExamples } from './data.ts'
-import { type EvalRow, evaluate } from './evaluate.ts'
+import { evaluate, type Refusal } from './evaluate.ts'
 import type { Mode } from './plan.ts'
-import { Results } from './results.ts'
+import { Results, readRows } from './results.ts'
+import type { EvalRow } from './row.ts'
 import { tasksNamed } from './tasks/index.ts'
+import { FULL } from './treatments.ts'
 
 const LENGTHS = [512, 2048]
 const PER_CELL = 6
@@ -49,13 +51,13 @@ describe('accuracy of the house model', () => {
       assert.equal(row.n, cell.length)
       const theirs = cell.filter((e) => answer(peer, e).includes(e.answers[0]![0]!)).length
       assert.ok(
-        Math.abs(row.accuracy * row.n - theirs) <= 1.001,
+        Math.abs(row.accuracy! * row.n - theirs) <= 1.001,
         `${JSON.stringify(row)}; libllama ${theirs} of ${row.n}`,
       )
       // 6 layers x keys and values x 2 heads x 64 numbers x 2 bytes a token; lengths are nominal, give or take a quarter.
       const tokens = row.kv_bytes / (6 * 2 * 2 * 64 * 2)
       assert.ok(tokens > row.length * 0.75 && tokens < row.length * 1.3, `${tokens} tokens for ${row.length}`)
-      sum += row.accuracy
+      sum += row.accuracy!
     }
     assert.ok(sum / rows.length > 0.75, `mean ${sum / rows.length}`)
   })
@@ -89,15 +91,15 @@ function answer(peer: Peer, example: (typeof examples)[number]): string {
 describe('generated tasks', () => {
   const count = (text: string) => engine.model.tokenizer.encode(text, { addSpecial: false }).length
   const cells = (names: string[], n: number, mode: Mode = 'multi-turn', history: 'golden' | 'own' = 'golden') =>
-    taskCells({ tasks: tasksNamed(names), lengths: [512], n, mode, history, seed: 0, count })
+    taskCells({ tasks: tasksNamed(names), lengths: [512], n, modes: [mode], history, seed: 0, count })
 
   it('the house model finds needles and answers in turn, far above chance, which is 0', async () => {
     const [single, turns] = await evaluate(engine, cells(['niah_single', 'multiturn'], 6))
-    assert.ok(single!.accuracy >= 0.65, JSON.stringify(single))
-    assert.ok(turns!.accuracy >= 0.75, JSON.stringify(turns))
+    assert.ok(single!.accuracy! >= 0.65, JSON.stringify(single))
+    assert.ok(turns!.accuracy! >= 0.75, JSON.stringify(turns))
     assert.deepEqual([turns!.n, turns!.scores.length, turns!.accuracy_by_turn.length], [6, 6, 5])
     for (const { ttft_ms, decode_tok_s, kv_bytes, kv_bytes_full } of [single!, turns!]) {
-      assert.ok(ttft_ms > 0 && decode_tok_s > 0)
+      assert.ok(ttft_ms! > 0 && decode_tok_s > 0)
       assert.equal(kv_bytes, kv_bytes_full)
     }
   })
@@ -107,21 +109,28 @@ describe('generated tasks', () => {
     const [alone, together] = [(await at(1))[0]!, (await at(4))[0]!]
     // Batches change last bits, and so now and then a token; four examples have 20 questions.
     const same = alone.scores.filter((s, i) => Math.abs(s - together.scores[i]!) < 0.21).length
-    assert.ok(same === 4 && alone.accuracy > 0.5, JSON.stringify([alone.scores, together.scores]))
+    assert.ok(same === 4 && alone.accuracy! > 0.5, JSON.stringify([alone.scores, together.scores]))
   })
 
   it('multi-request asks each question alone; its own history is what it said', async () => {
     const [requests] = await evaluate(engine, cells(['multiturn'], 2, 'multi-request'))
     const [own] = await evaluate(engine, cells(['multiturn'], 2, 'multi-turn', 'own'))
     assert.deepEqual([requests!.mode, own!.history], ['multi-request', 'own'])
-    assert.ok(requests!.accuracy > 0.5 && own!.accuracy > 0.5, JSON.stringify([requests, own]))
+    assert.ok(requests!.accuracy! > 0.5 && own!.accuracy! > 0.5, JSON.stringify([requests, own]))
     // The last question of five stands behind the others in one mode, alone in the other.
     assert.ok(requests!.kv_bytes < own!.kv_bytes)
   })
 
   it('a failure stops everything and is thrown', async () => {
     const tooLong = taskCells({
-      ...{ tasks: tasksNamed(['niah_single']), lengths: [8192], n: 4, mode: 'multi-turn', history: 'golden', seed: 0 },
+      ...{
+        tasks: tasksNamed(['niah_single']),
+        lengths: [8192],
+        n: 4,
+        modes: ['multi-turn'],
+        history: 'golden',
+        seed: 0,
+      },
       count,
     })
     await assert.rejects(evaluate(engine, tooLong), (e: KvasirError) => e.code === 'CONTEXT_OVERFLOW')
@@ -134,7 +143,7 @@ describe('generated tasks', () => {
       const results = new Results(path, engine.info.name)
       const ran: EvalRow[] = []
       const rows = await evaluate(engine, cells(names, n), {
-        finished: (cell) => results.find(cell),
+        finished: (cell, treatment) => results.find(cell, treatment),
         onRow: (row) => {
           results.add(row)
           ran.push(row)
@@ -149,11 +158,134 @@ describe('generated tasks', () => {
     assert.deepEqual(second.ran, ['rag'])
     assert.deepEqual(second.rows[0], first.rows[0])
     assert.deepEqual((await run(['niah_single'], 2)).ran, ['niah_single'])
-    assert.deepEqual(new Results(path, 'another model').find(cells(['rag'], 1)[0]!), undefined)
+    assert.deepEqual(new Results(path, 'another model').find(cells(['rag'], 1)[0]!, FULL), undefined)
     writeFileSync(path, '{"task": "a"}\n')
     assert.throws(
       () => new Results(path, engine.info.name),
       (e: KvasirError) => e.code === 'INVALID_ARGUMENT' && /rows\.jsonl:1: not a row/.test(e.message),
+    )
+  })
+})
+
+describe('policies', () => {
+  const count = (text: string) => engine.model.tokenizer.encode(text, { addSpecial: false }).length
+  const common = { lengths: [512], seed: 0, count }
+  const cells = (tasks: string[], modes: Mode[], n: number, compared: TreatmentOptions) =>
+    taskCells({ ...common, ...compared, tasks: tasksNamed(tasks), modes, n, history: 'golden' })
+
+  it('full runs once, each policy with every budget; bytes are what the store holds', async () => {
+    const compared = { policies: ['streaming-llm', 'full'], budgets: ['25%', 0.5, 0.25] }
+    const rows = await evaluate(engine, cells(['niah_single'], ['multi-request'], 2, compared))
+    assert.deepEqual(
+      rows.map((r) => [r.policy, r.budget, r.compress_at]),
+      [
+        ['full', 1, null],
+        ['streaming-llm', 0.25, 'context'],
+        ['streaming-llm', 0.5, 'context'],
+      ],
+    )
+    const [full, quarter, half] = rows.map((r) => r.kv_bytes / r.kv_bytes_full)
+    assert.equal(full, 1)
+    // The question is computed on top of what was kept, and blocks hold 32 rows: 2 of about 18.
+    assert.ok(quarter! > 0.25 && quarter! < 0.25 + 0.12, `${quarter}`)
+    assert.ok(half! > 0.5 && half! < 0.5 + 0.12, `${half}`)
+  })
+
+  it('a budget that holds everything answers as the full cache, at either moment', async () => {
+    const compared = {
+      policies: ['full', 'snapkv'],
+      budgets: ['4096t'],
+      compressAt: ['question', 'context'] as const,
+    }
+    const [full, ...kept] = await evaluate(engine, cells(['multiturn'], ['multi-turn'], 2, compared))
+    assert.deepEqual(
+      kept.map((r) => r.compress_at),
+      ['question', 'context'],
+    )
+    for (const row of kept) {
+      assert.deepEqual(row.scores, full!.scores)
+      assert.equal(row.kv_bytes, full!.kv_bytes)
+    }
+  })
+
+  it('prose: nothing is lost by keeping everything, something by keeping little', async () => {
+    const compared = { policies: ['full', 'window'], budgets: ['4096t', 0.125] }
+    // One at a time: in batches of other sizes last bits differ.
+    const rows = await evaluate(engine, proseCells({ ...common, ...compared, n: 2 }), { concurrency: 1 })
+    const [full, all, little] = rows
+    for (const row of rows) assert.deepEqual([row.accuracy, row.mode, row.kl_by_example.length], [null, 'forced', 2])
+    assert.deepEqual([full!.kl, full!.top1], [0, 1])
+    assert.deepEqual([all!.kl, all!.top1], [0, 1])
+    assert.ok(little!.kl! > 0.01 && little!.top1! < 0.95, JSON.stringify(little))
+  })
+
+  it('prompts that are shared are computed once, and say no time', async () => {
+    const compared = { policies: ['full', 'streaming-llm'], budgets: [0.5] }
+    const run = (sharedPrompts: boolean) =>
+      evaluate(engine, cells(['rag'], ['multi-turn'], 1, compared), { sharedPrompts })
+    await engine.clearCache()
+    const before = (await engine.status()).totals.cachedTokens
+    const own = await run(false)
+    const between = (await engine.status()).totals.cachedTokens
+    await engine.clearCache()
+    const shared = await run(true)
+    const after = (await engine.status()).totals.cachedTokens
+    assert.ok(after - between > between - before + 400, `${between - before} and ${after - between}`)
+    assert.ok(own.every((r) => r.ttft_ms! > 0))
+    assert.deepEqual(
+      shared.map((r) => r.ttft_ms === null),
+      [false, true],
+    )
+  })
+
+  it('a policy that refuses leaves out its row, and says why; without somebody to tell, it is thrown', async () => {
+    // Bytes for less than one row.
+    const compared = { policies: ['full', 'snapkv'], budgets: ['16b', 0.5] }
+    const told: Refusal[] = []
+    const progress: string[] = []
+    const rows = await evaluate(engine, cells(['niah_single'], ['multi-turn'], 2, compared), {
+      onRefusal: (refusal) => told.push(refusal),
+      onProgress: (done, of) => progress.push(`${done}/${of}`),
+    })
+    assert.deepEqual(
+      rows.map((r) => [r.policy, r.budget]),
+      [
+        ['full', 1],
+        ['snapkv', 0.5],
+      ],
+    )
+    assert.equal(told.length, 1)
+    assert.match(told[0]!.error.message, /does not hold one token/)
+    assert.equal(progress.at(-1), '6/6')
+    await assert.rejects(
+      evaluate(engine, cells(['niah_single'], ['multi-turn'], 1, compared)),
+      (e: KvasirError) => e.code === 'INVALID_ARGUMENT',
+    )
+  })
+
+  it('rows are found by policy, budget and moment; those from before there were policies are of the full cache', () => {
+    const path = join(folder, 'policies.jsonl')
+    const [cell] = cells(['rag'], ['multi-turn'], 3, { policies: ['full', 'snapkv'], budgets: [0.5, 0.25] })
+    const old = { task: 'rag', length: 512, mode: 'multi-turn', history: 'golden', seed: 0, n: 3 }
+    const row = { ...old, accuracy: 0.5, model: engine.info.name }
+    const lines = [
+      { ...row, policy: 'full', budget: 1 },
+      { ...row, policy: 'snapkv', budget: 0.25, compress_at: 'question' },
+    ]
+    writeFileSync(path, lines.map((line) => `${JSON.stringify(line)}\n`).join(''))
+    const results = new Results(path, engine.info.name)
+    assert.deepEqual(
+      cell!.treatments.map((t) => results.find(cell!, t)?.policy),
+      ['full', undefined, 'snapkv'],
+    )
+    assert.equal(results.find(cell!, { policy: 'snapkv', budget: 0.25, compressAt: 'context' }), undefined)
+    assert.deepEqual(readRows([path, path]).length, 2)
+  })
+
+  it('files do not say where the context ends', () => {
+    assert.throws(
+      () => fileCells({ files: [data], compressAt: ['context'] }),
+      (e: KvasirError) => /do not say where the context ends/.test(e.message),
     )
   })
 })

@@ -1,7 +1,7 @@
 /** An example as requests: what each of the two modes sends, and what of it the compressed cache is built from. */
 import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
-import { messagesOf, planSteps, promptOf, stepsOfMessages } from './plan.ts'
+import { messagesOf, planSteps, promptOf, stepsOfMessages, usualMoment } from './plan.ts'
 import type { Example, Turn } from './tasks/example.ts'
 
 const turn = (i: number): Turn => ({
@@ -56,14 +56,13 @@ describe('plans', () => {
   })
 
   it('the cache is built from the context alone, or with the first question in view', () => {
-    const prefix = (mode: 'multi-turn' | 'multi-request', compressAt?: 'context' | 'question') =>
-      planSteps(example, { mode, ...(compressAt ? { compressAt } : {}) }).map(({ pieces, cachePrefix }) =>
-        promptOf(pieces.slice(0, cachePrefix), []),
-      )
-    assert.deepEqual(prefix('multi-turn'), ['C\nQ0', 'C\nQ0', 'C\nQ0'])
-    assert.deepEqual(prefix('multi-request'), ['C', 'C', 'C'])
+    const prefix = (mode: 'multi-turn' | 'multi-request', moment: 'context' | 'question') =>
+      planSteps(example, { mode }).map(({ pieces, cachePrefix }) => promptOf(pieces.slice(0, cachePrefix[moment]), []))
+    assert.deepEqual(prefix('multi-turn', 'question'), ['C\nQ0', 'C\nQ0', 'C\nQ0'])
+    assert.deepEqual(prefix('multi-request', 'context'), ['C', 'C', 'C'])
     assert.deepEqual(prefix('multi-turn', 'context'), ['C', 'C', 'C'])
     assert.deepEqual(prefix('multi-request', 'question'), ['C\nQ0', 'C\nQ1', 'C\nQ2'])
+    assert.deepEqual([usualMoment('multi-turn'), usualMoment('multi-request')], ['question', 'context'])
   })
 
   it('a conversation from a file: one step per user turn', () => {

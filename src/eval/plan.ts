@@ -6,8 +6,8 @@
  * - `multi-request`: each question alone behind the same context.
  *
  * And two moments to compress it: `question`: when the first prompt of the session is in the cache, its question in view;
- * `context`: when the context alone is, before any question is known. The steps say it as `cachePrefix`. On a full cache it
- * changes nothing.
+ * `context`: when the context alone is, before any question is known. The steps say where in the prompt they are, as
+ * `cachePrefix`. On a full cache it changes nothing.
  */
 import type { ChatMessage } from '../model/template/template.ts'
 import type { Example } from './tasks/example.ts'
@@ -16,7 +16,11 @@ export const MODES = ['multi-turn', 'multi-request'] as const
 export type Mode = (typeof MODES)[number]
 export const HISTORIES = ['golden', 'own'] as const
 export type History = (typeof HISTORIES)[number]
-export type CompressAt = 'context' | 'question'
+export const COMPRESS_AT = ['question', 'context'] as const
+export type CompressAt = (typeof COMPRESS_AT)[number]
+
+/** As in SCBench. */
+export const usualMoment = (mode: Mode): CompressAt => (mode === 'multi-turn' ? 'question' : 'context')
 
 /** A stretch of the prompt. Neighbours of one role are one message. */
 export type Piece =
@@ -26,27 +30,27 @@ export type Piece =
 
 export interface Step {
   readonly pieces: readonly Piece[]
-  /** Leading pieces from which the compressed cache is built; what follows is computed on top of it. */
-  readonly cachePrefix: number
+  /**
+   * Leading pieces from which the compressed cache is built, for either moment; what follows is computed on top of it.
+   * `context` is absent where nobody knows where the context ends.
+   */
+  readonly cachePrefix: { readonly question: number; readonly context?: number }
 }
 
 export interface PlanOptions {
   readonly mode: Mode
   /** Default: golden. */
   readonly history?: History
-  /** Default: as in SCBench, `question` in multi-turn and `context` in multi-request. */
-  readonly compressAt?: CompressAt
 }
 
 /** One step per turn. */
-export function planSteps(example: Example, { mode, history = 'golden', compressAt }: PlanOptions): Step[] {
+export function planSteps(example: Example, { mode, history = 'golden' }: PlanOptions): Step[] {
   const { turns, system, context, separator } = example
   const shared: Piece[] = [
     ...(system === undefined ? [] : [{ role: 'system', text: system } as const]),
     { role: 'user', text: context },
   ]
-  const at = compressAt ?? (mode === 'multi-turn' ? 'question' : 'context')
-  const cachePrefix = shared.length + (at === 'question' ? 1 : 0)
+  const cachePrefix = { context: shared.length, question: shared.length + 1 }
   return turns.map(({ question }, i) => {
     const first: Piece = { role: 'user', text: separator + (mode === 'multi-turn' ? turns[0]!.question : question) }
     const later = mode === 'multi-turn' ? turns.slice(1, i + 1) : []
@@ -62,7 +66,7 @@ export function planSteps(example: Example, { mode, history = 'golden', compress
 export function stepsOfMessages(messages: readonly ChatMessage[]): Step[] {
   const pieces = messages.map(({ role, content }) => ({ role, text: content }) as Piece)
   const questions = pieces.flatMap((p, i) => (p.role === 'user' ? [i + 1] : []))
-  return questions.map((end) => ({ pieces: pieces.slice(0, end), cachePrefix: questions[0]! }))
+  return questions.map((end) => ({ pieces: pieces.slice(0, end), cachePrefix: { question: questions[0]! } }))
 }
 
 /** The step's prompt for a chat model. `replies`: those of the steps before. */

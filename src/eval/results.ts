@@ -2,7 +2,8 @@
 import { appendFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { KvasirError } from '../contract/errors.ts'
 import type { Cell } from './cells.ts'
-import type { EvalRow } from './evaluate.ts'
+import type { EvalRow } from './row.ts'
+import type { Treatment } from './treatments.ts'
 
 export class Results {
   readonly #path: string
@@ -19,17 +20,13 @@ export class Results {
     const text = this.#try(() => (existsSync(path) ? readFileSync(path, 'utf8') : ''))
     // A run that was killed while it wrote leaves half a line, which the next row must not be joined to.
     const whole = text.slice(0, text.lastIndexOf('\n') + 1)
-    for (const [i, line] of whole.split('\n').entries()) {
-      if (line.trim() === '') continue
-      const row = parse(line, `${path}:${i + 1}`)
-      this.#rows.set(keyOf(row.model, row), row)
-    }
+    for (const row of parseRows(whole, path)) this.#rows.set(keyOfRow(row), row)
     this.#try(() => writeFileSync(path, whole))
   }
 
-  /** The row of a cell that was run with the same model, mode, seed and number of examples. */
-  find(cell: Cell): EvalRow | undefined {
-    return this.#rows.get(keyOf(this.#model, cell))
+  /** The row of a cell that was run with the same model, treatment, mode, seed and number of examples. */
+  find(cell: Cell, treatment: Treatment): EvalRow | undefined {
+    return this.#rows.get(keyOf(this.#model, cell, treatment))
   }
 
   add(row: EvalRow): void {
@@ -48,8 +45,34 @@ export class Results {
 
 type Key = Pick<EvalRow, 'task' | 'length' | 'mode' | 'history' | 'seed' | 'n'>
 
-const keyOf = (model: string, { task, length, mode, history, seed, n }: Key) =>
-  JSON.stringify([model, task, length, mode, history, seed, n])
+const keyOf = (
+  model: string,
+  { task, length, mode, history, seed, n }: Key,
+  { policy, budget, compressAt }: Treatment,
+) => JSON.stringify([model, task, length, mode, history, seed, n, policy, budget, compressAt])
+
+const keyOfRow = (row: EvalRow) => keyOf(row.model, row, { ...row, compressAt: row.compress_at })
+
+/** All rows of some files, the last of those that were run twice. @throws KvasirError INVALID_ARGUMENT */
+export function readRows(paths: readonly string[]): EvalRow[] {
+  const rows = paths.flatMap((path) => {
+    let text: string
+    try {
+      text = readFileSync(path, 'utf8')
+    } catch (cause) {
+      throw new KvasirError('INVALID_ARGUMENT', `${path}: ${(cause as Error).message}`, { file: path }, cause)
+    }
+    return parseRows(text, path)
+  })
+  return [...new Map(rows.map((row) => [keyOfRow(row), row])).values()]
+}
+
+function parseRows(text: string, path: string): EvalRow[] {
+  return text.split('\n').flatMap((line, i) => (line.trim() === '' ? [] : [parse(line, `${path}:${i + 1}`)]))
+}
+
+/** Fields that rows did not have when there were no policies: all of those were of the full cache. */
+const BEFORE_POLICIES = { compress_at: null, kl: null, kl_by_example: [], top1: null, policy_ms: 0 } as const
 
 function parse(line: string, where: string): EvalRow {
   let row: Partial<EvalRow> | null = null
@@ -58,7 +81,8 @@ function parse(line: string, where: string): EvalRow {
   } catch {
     // Said below.
   }
-  if (typeof row?.task !== 'string' || typeof row.accuracy !== 'number' || typeof row.model !== 'string')
+  const isNumber = (x: unknown) => typeof x === 'number' || x === null
+  if (typeof row?.task !== 'string' || !isNumber(row.accuracy) || typeof row.model !== 'string')
     throw new KvasirError('INVALID_ARGUMENT', `${where}: not a row of kvasir eval. Name another file`, { where })
-  return row as EvalRow
+  return { ...BEFORE_POLICIES, ...row } as EvalRow
 }

@@ -4,10 +4,19 @@
  */
 import { PAGE_CELLS } from '../cache/arena.ts'
 import type { KvStore } from '../cache/store.ts'
+import { fromFloats } from '../ggml/numbers.ts'
 import type { Tensor } from '../ggml/tensor.ts'
 import type { ModelConfig } from '../model/config.ts'
-import type { GatherInput, MaskInput, OutputPlaces, StepGraph } from './graph.ts'
-import { type Load, type PlacedItem, type PlacedStep, slotPositions } from './place.ts'
+import type { GatherInput, MaskInput, OutputPlaces, ShiftInput, StepGraph } from './graph.ts'
+import {
+  type Load,
+  type PlacedItem,
+  type PlacedStep,
+  partCells,
+  slotMasses,
+  slotPositions,
+  slotShifts,
+} from './place.ts'
 
 /** f16 bits of -infinity; 0 is 0. */
 const MINUS_INFINITY = 0xfc00
@@ -43,6 +52,7 @@ export function feed(g: StepGraph, step: PlacedStep, store: KvStore, config: Mod
   }
   for (const r of g.raggedStores) feedRaggedStore(r, now(r.item), store, config)
   for (const gather of g.gathers) feedGather(gather, now(gather.item), store, config)
+  for (const shift of g.shifts) set(shift.tensor, shiftsOf(shift, now(shift.item), config))
   for (const mask of g.masks) if (mask.tensor.hasMemory) mask.tensor.set(maskBits(mask, now(mask.item), config))
   if (g.ones) set(g.ones, new Float32Array(g.ones.elements).fill(1))
   if (g.outputRows) set(g.outputRows, outputRows(step, config, g.outputs))
@@ -119,19 +129,50 @@ function feedGather(g: GatherInput, p: PlacedItem, store: KvStore, { headDim: d,
   if (pieces) set(g.pieces!, pieces)
 }
 
+/** By how much each key of a part moves, i32 [n * Hkv]. */
+function shiftsOf(s: ShiftInput, p: PlacedItem, { kvHeads }: ModelConfig): Int32Array {
+  const load = sameLoad(s.item, s.load, p)
+  const n = s.tensor.ne[0] / kvHeads
+  const from = load.parts.slice(0, s.part).reduce((sum, x) => sum + partCells(x), 0)
+  const out = new Int32Array(n * kvHeads)
+  for (let h = 0; h < kvHeads; h++) {
+    if (h === 0 || load.columns.length > 1) out.set(slotShifts(load, h).subarray(from, from + n), h * n)
+    else out.copyWithin(h * n, 0, n)
+  }
+  return out
+}
+
 function maskBits(m: MaskInput, p: PlacedItem, config: ModelConfig): Uint16Array {
   const load = sameLoad(m.item, m.load, p)
   const window = m.window && config.window ? config.window.size : Number.POSITIVE_INFINITY
   const rows = p.item.positions instanceof Int32Array ? p.item.positions : Int32Array.from(p.item.positions)
-  if (!p.ragged) return causalMask(m.bits, slotPositions(load, 0), rows, window)
+  const fill = (bits: Uint16Array, column: number) => {
+    const places = slotPositions(load, column)
+    if (p.shifted) for (const [cell, by] of slotShifts(load, column).entries()) places[cell]! += by
+    addMasses(causalMask(bits, places, rows, window), slotMasses(load, column), rows.length)
+  }
+  if (!p.ragged) {
+    fill(m.bits, 0)
+    return m.bits
+  }
   const perHead = load.cells * p.rows
   const group = config.heads / config.kvHeads
   for (let h = 0; h < config.kvHeads; h++) {
     const first = m.bits.subarray(h * group * perHead, (h * group + 1) * perHead)
-    causalMask(first, slotPositions(load, h), rows, window)
+    fill(first, h)
     for (let g = 1; g < group; g++) m.bits.set(first, (h * group + g) * perHead)
   }
   return m.bits
+}
+
+/** A row that stands for m rows counts as many: ln m joins its scores where it is seen. `mask` f16 [n, T]. */
+function addMasses(mask: Uint16Array, masses: Float32Array | null, rows: number): void {
+  if (!masses) return
+  const n = masses.length
+  const logs = new Uint16Array(fromFloats('f16', masses.map(Math.log), n).buffer)
+  for (let cell = 0; cell < n; cell++)
+    if (masses[cell] !== 1)
+      for (let t = 0; t < rows; t++) if (mask[t * n + cell] === 0) mask[t * n + cell] = logs[cell]!
 }
 
 /** Fills `mask`, f16 [n, T]: a row sees the cells whose position is its own or one of the `window - 1` before. */

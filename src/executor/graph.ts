@@ -12,7 +12,7 @@ import { Graph } from '../ggml/graph.ts'
 import * as ops from '../ggml/ops/index.ts'
 import type { Tensor } from '../ggml/tensor.ts'
 import { type Attend, Build } from '../model/build.ts'
-import { isWindowed } from '../model/config.ts'
+import { isWindowed, ropeOf } from '../model/config.ts'
 import type { Model } from '../model/model.ts'
 import { chooseLowering } from './lower/choose.ts'
 import type { KvPart, Lowering, LoweringName } from './lower/lowering.ts'
@@ -23,7 +23,7 @@ import { type Load, type PlacedItem, type PlacedStep, ROW_TILE } from './place.t
 
 /** Upper bounds of what a layer, an item in a layer, and everything around the layers add to a context. */
 const TENSORS_PER_LAYER = 64
-const TENSORS_PER_ITEM = 56
+const TENSORS_PER_ITEM = 72
 const TENSORS_AROUND = 64
 
 /** Capacity of the graph of a step, without observations. */
@@ -47,6 +47,15 @@ export interface GatherInput {
   readonly rows: Tensor
   /** i32 [n / 32 * d * Hkv]: pieces of 32 cells of a transposed arena; null when values are row-major. */
   readonly pieces: Tensor | null
+}
+
+/** By how much keys of a part are rotated, i32 [n * Hkv]: one row of a rotation for each key. */
+export interface ShiftInput {
+  readonly item: PlacedItem
+  readonly load: Load
+  /** Index of the part in the load. */
+  readonly part: number
+  readonly tensor: Tensor
 }
 
 export interface MaskInput {
@@ -88,6 +97,7 @@ export interface StepGraph {
     readonly elements: Tensor | null
   }[]
   readonly gathers: readonly GatherInput[]
+  readonly shifts: readonly ShiftInput[]
   readonly masks: readonly MaskInput[]
   /** i32 [logits + normed]: rows of the last layer's table that go on to the outputs; null: all, as they stand. */
   readonly outputRows: Tensor | null
@@ -97,6 +107,8 @@ export interface StepGraph {
   readonly normed: Tensor | null
   /** Rows that were asked for, by the first row of their item. */
   readonly hidden: ReadonlyMap<number, Tensor>
+  /** Rotated queries that were asked for, f32 [d, H, T], by the first row of their item, layer after layer. */
+  readonly queries: ReadonlyMap<number, readonly Tensor[]>
   /** f32, all 1, for observations; null: not used. */
   readonly ones: Tensor | null
   readonly observations: ObservationReader
@@ -143,8 +155,10 @@ class Builder {
   readonly rowInputs: { item: PlacedItem; tensor: Tensor }[] = []
   readonly raggedStores: { item: PlacedItem; layer: number; rows: Tensor; elements: Tensor | null }[] = []
   readonly gathers: GatherInput[] = []
+  readonly shifts: ShiftInput[] = []
   readonly masks: (MaskInput & { readonly lowered: Tensor })[] = []
   readonly hidden = new Map<number, Tensor>()
+  readonly queries = new Map<number, Tensor[]>()
   readonly observer: Observer
   /** Views of inputs, by range: made once for all layers. */
   readonly #views = new Map<string, Tensor>()
@@ -243,12 +257,14 @@ class Builder {
       elements: this.elements,
       raggedStores: this.raggedStores,
       gathers: this.gathers,
+      shifts: this.shifts,
       masks: this.masks,
       outputRows,
       outputs,
       logits,
       normed,
       hidden: this.hidden,
+      queries: this.queries,
       ones: this.observer.ones,
       observations: new ObservationReader(this.observer.layers),
       logitsRoom: new Float32Array(logits?.elements ?? 0),
@@ -371,7 +387,10 @@ class Builder {
     for (const a of active) if (a.item.ragged && a.item.stored) this.#storeRagged(layer, a, k, v)
     const outs = active.map(({ item, at }) => {
       const load = item.loads[item.ragged ? layer - item.item.layers.from : 0]!
-      const parts = load.parts.map((_, i) => this.#part(item, load, i, layer))
+      const parts = load.parts.map((_, i) => {
+        const part = this.#part(item, load, i, layer)
+        return load.parts[i]!.shifted ? { ...part, keys: this.#shifted(part.keys, item, load, i, layer) } : part
+      })
       const transposed = parts.every((p) => p.valuesTransposed)
       const lowered = chooseLowering(this.lowering, item.rows, transposed)
       const mask = this.#mask(item, load, isWindowed(this.model.config, layer), lowered)
@@ -381,6 +400,7 @@ class Builder {
         scale,
         softcap: this.model.config.attentionSoftcap,
       }
+      if (item.item.outputs.queries) this.#keepQueries(item, inputs.q)
       const { out, probabilities } = lowered.attend(this.c, { ...inputs, mask: mask.lowered })
       if (item.item.outputs.observe) this.observer.observe({ ...inputs, mask: mask.tensor, item, load, probabilities })
       return out
@@ -389,6 +409,13 @@ class Builder {
     const { rows, padding } = this.step
     if (padding) outs.push(ops.cont(this.c, rowsOf3(this.c, q, rows, padding), q.ne[0] * q.ne[1], padding))
     return this.#join(outs, 1)
+  }
+
+  /** Brings out the queries q f32 [d, H, T] of an item in one layer. */
+  #keepQueries(item: PlacedItem, q: Tensor): void {
+    const kept = ops.cont(this.c, q).asOutput()
+    this.graph.expand(kept)
+    this.queries.set(item.first, [...(this.queries.get(item.first) ?? []), kept])
   }
 
   /** Stores the keys of neighbours in one arena by one op, and the values likewise or piece by piece. */
@@ -474,6 +501,21 @@ class Builder {
     return { keys, values: ops.reshape(this.c, values, part.cells, headDim, kvHeads), valuesTransposed }
   }
 
+  /** Keys [d, n, Hkv] rotated from their rows' positions on to their places in the cache. */
+  #shifted(keys: Tensor, item: PlacedItem, load: Load, part: number, layer: number): Tensor {
+    const [d, n, Hkv] = keys.ne
+    let input = this.shifts.find((s) => s.load === load && s.part === part)
+    if (!input) {
+      input = { item, load, part, tensor: this.c.tensor('i32', n * Hkv).asInput() }
+      this.shifts.push(input)
+    }
+    const floats = keys.type === 'f32' && keys.isContiguous ? keys : ops.cast(this.c, keys, 'f32')
+    const rows = ops.reshape(this.c, floats, d, 1, n * Hkv)
+    const { config, ropeFactors } = this.model
+    const turned = ops.rope(this.c, rows, input.tensor, ropeFactors, turnOf(ropeOf(config, layer)))
+    return ops.reshape(this.c, turned, d, n, Hkv)
+  }
+
   #gather(item: PlacedItem, load: Load, part: number): GatherInput {
     const known = this.gathers.find((g) => g.load === load && g.part === part)
     if (known) return known
@@ -502,6 +544,12 @@ class Builder {
     this.masks.push(made)
     return made
   }
+}
+
+/** A rotation on top of one that has been: YaRN's scale has been applied, and must not be again. */
+function turnOf(rope: ops.RopeOptions): ops.RopeOptions {
+  const scale = rope.extFactor ? 1 + 0.1 * Math.log(1 / rope.frequencyScale) : 1
+  return { ...rope, attentionFactor: 1 / scale }
 }
 
 /** Rows [at, at + rows) of [d, heads, T]. */

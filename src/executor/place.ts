@@ -31,9 +31,19 @@ export const ROW_TILE = 4
 const MOST_STORE_PIECES = 4
 
 export type LoadPart =
-  | { readonly kind: 'view'; readonly arena: number; readonly from: number; readonly to: number }
+  | (Shiftable & { readonly kind: 'view'; readonly arena: number; readonly from: number; readonly to: number })
   /** `cells` cells are gathered by index, the same number for each head. */
-  | { readonly kind: 'gather'; readonly arena: number; readonly cells: number }
+  | (Shiftable & { readonly kind: 'gather'; readonly arena: number; readonly cells: number })
+
+interface Shiftable {
+  /** Keys are rotated on their way to attention, from their rows' positions to their places: {@link slotShifts}. */
+  readonly shifted?: true
+}
+
+/** Cells that a part of a load reads. */
+export function partCells(part: LoadPart): number {
+  return part.kind === 'gather' ? part.cells : part.to - part.from
+}
 
 /** How attention reads one column, or the columns of one layer's heads. */
 export interface Load {
@@ -62,6 +72,8 @@ export interface PlacedItem {
   /** First of its rows in the step's table, in which all items have their rows, those of other layers too. */
   readonly first: number
   readonly ragged: boolean
+  /** Whether attention counts distances in rows that are there, and some are missing. */
+  readonly shifted: boolean
   /** Whether its rows' keys and values are stored. */
   readonly stored: boolean
   /** Arena that they are stored in. */
@@ -125,6 +137,11 @@ function place(item: WorkItem, index: number, store: KvStore, lowering: Lowering
     : [0]
   const arena = ragged || !stored ? sequence.arena : arenaOf(sequence.columns[0]!, cells[0]!)
   const { valuesTransposed } = store.arenas[arena]!.shape
+  const loads = layers.map((layer) => {
+    const load = loadOf(columnsOf(layer), store, rows, lowering)
+    const cells = sequence.inSlots ? shiftedCells(load) : 0
+    return cells > 0 ? withShifts(load, cells) : load
+  })
   const asBlocks = stored && !ragged && valuesTransposed && rows >= BLOCK_STORE_ROWS
   return {
     item,
@@ -133,11 +150,12 @@ function place(item: WorkItem, index: number, store: KvStore, lowering: Lowering
     rows,
     first: 0,
     ragged,
+    shifted: loads.some((load) => load.parts.some((part) => part.shifted)),
     stored,
     arena,
     cells,
     pieces: asBlocks ? piecesOf(sequence.columns[0]!, cells[0]!) : null,
-    loads: layers.map((layer) => loadOf(columnsOf(layer), store, rows, ragged, lowering)),
+    loads,
   }
 }
 
@@ -168,23 +186,28 @@ function piecesOf(column: Column, cells: ArrayLike<number>): StorePiece[] | null
   return pieces
 }
 
-function loadOf(
-  columns: readonly Column[],
-  store: KvStore,
-  rows: number,
-  ragged: boolean,
-  lowering: LoweringName,
-): Load {
+function loadOf(columns: readonly Column[], store: KvStore, rows: number, lowering: LoweringName): Load {
   const usedBlocks = columns.map((c) => Math.ceil(c.end / PAGE_CELLS))
   const transposed = columns.every((c, i) =>
     c.blocks.every((b, k) => k >= usedBlocks[i]! || store.arenas[b.arena]!.shape.valuesTransposed),
   )
-  if (!ragged) {
-    const runs = usedRuns(columns[0]!, usedBlocks[0]!)
+  const longest = usedBlocks.indexOf(Math.max(...usedBlocks))
+  if (columns.every((c, i) => liesIn(c, usedBlocks[i]!, columns[longest]!))) {
+    const runs = usedRuns(columns[longest]!, usedBlocks[longest]!)
     const separate = chooseLowering(lowering, rows, transposed) === grouped ? MOST_VIEWS : 1
-    if (runs.length <= separate) return viewLoad(columns[0]!, runs, store)
+    if (runs.length <= separate) return viewLoad(columns, usedBlocks, runs, store)
   }
   return gatherLoad(columns, usedBlocks)
+}
+
+/** Whether the first `blocks` blocks of a column lie in the pages of another one's first: then both are read at once. */
+function liesIn(c: Column, blocks: number, other: Column): boolean {
+  if (c === other) return true
+  for (let i = 0; i < blocks; i++) {
+    const [a, b] = [c.blocks[i]!, other.blocks[i]!]
+    if (a.page !== b.page || a.arena !== b.arena) return false
+  }
+  return true
 }
 
 /** Runs of the first `blocks` blocks. */
@@ -200,23 +223,30 @@ function usedRuns(column: Column, blocks: number): Run[] {
   return out
 }
 
-/** Each run as it lies; the last one with as many cells behind it as make the sum a multiple of the padding. */
-function viewLoad(column: Column, runs: readonly Run[], store: KvStore): Load {
+/** Each run of the longest column as it lies; the last one with as many cells behind it as make the sum a multiple of the padding. */
+function viewLoad(
+  columns: readonly Column[],
+  usedBlocks: readonly number[],
+  runs: readonly Run[],
+  store: KvStore,
+): Load {
   const used = runs.reduce((sum, r) => sum + r.to - r.from, 0)
   const cells = Math.ceil(used / CELL_PADDING) * CELL_PADDING
   const last = runs.at(-1)!
   const size = last.to - last.from + cells - used
   // At the end of the arena the padding lies before the run instead.
   const from = Math.min(last.from, store.arenas[last.arena]!.cells - size)
-  if (from < 0) return gatherLoad([column], [used / PAGE_CELLS])
-  const slots = new Int32Array(cells / PAGE_CELLS).fill(-1)
+  if (from < 0) return gatherLoad(columns, usedBlocks)
   const before = (used - (last.to - last.from)) / PAGE_CELLS
-  for (let i = 0; i < before; i++) slots[i] = i
   const lead = (last.from - from) / PAGE_CELLS
-  for (let i = before; i < used / PAGE_CELLS; i++) slots[i + lead] = i
+  const slots = usedBlocks.map((blocks) => {
+    const own = new Int32Array(cells / PAGE_CELLS).fill(-1)
+    for (let i = 0; i < blocks; i++) own[i < before ? i : i + lead] = i
+    return own
+  })
   const parts = runs.map((r): LoadPart => ({ kind: 'view', arena: r.arena, from: r.from, to: r.to }))
   parts[parts.length - 1] = { kind: 'view', arena: last.arena, from, to: from + size }
-  return { cells, parts, slots: [slots], columns: [column] }
+  return { cells, parts, slots, columns }
 }
 
 /** Blocks by index, one part per arena; heads with fewer blocks are padded. */
@@ -238,29 +268,83 @@ function gatherLoad(columns: readonly Column[], usedBlocks: readonly number[]): 
   return { cells, parts, slots: slots.map((s) => Int32Array.from(s)), columns }
 }
 
+/** Splits parts where the keys that are to be rotated end: they lie in the first `cells` cells of a load. */
+function withShifts(load: Load, cells: number): Load {
+  let at = 0
+  const parts = load.parts.flatMap((part): LoadPart[] => {
+    const own = Math.min(partCells(part), Math.max(0, cells - at))
+    at += partCells(part)
+    if (own === 0) return [part]
+    if (part.kind === 'gather' || own === partCells(part)) return [{ ...part, shifted: true }]
+    const middle = part.from + own
+    return [
+      { ...part, to: middle, shifted: true },
+      { ...part, from: middle },
+    ]
+  })
+  return { ...load, parts }
+}
+
+/** Cells of a load, from the first on, among which all rows lie whose keys are to be rotated. */
+function shiftedCells(load: Load): number {
+  let slots = 0
+  for (const [i, c] of load.columns.entries()) {
+    const shifts = shiftsOf(c)
+    for (const [slot, block] of load.slots[i]!.entries())
+      if (block >= 0 && shifts.subarray(block * PAGE_CELLS, (block + 1) * PAGE_CELLS).some((by) => by !== 0))
+        slots = Math.max(slots, slot + 1)
+  }
+  return slots * PAGE_CELLS
+}
+
+/**
+ * By how much each row of a column moves up so that all stand side by side, the newest where it is: attention sees only
+ * distances, and the newest rows, which all queries are among, need no new rotation. By cell; 0 for holes.
+ */
+function shiftsOf(c: Column): Int32Array {
+  const { byPosition, positions } = c
+  const n = byPosition.length
+  const shifts = new Int32Array(c.cells)
+  const first = n > 0 ? positions[byPosition[n - 1]!]! - n + 1 : 0
+  for (let rank = 0; rank < n; rank++) {
+    const cell = byPosition[rank]!
+    shifts[cell] = first + rank - positions[cell]!
+  }
+  return shifts
+}
+
+/** What stands in the cells of a column, in the order in which a load reads them. */
+function toSlots<T extends Int32Array | Float32Array>(load: Load, column: number, cells: T, out: T): T {
+  for (const [slot, block] of load.slots[column]!.entries())
+    if (block >= 0) out.set(cells.subarray(block * PAGE_CELLS, (block + 1) * PAGE_CELLS), slot * PAGE_CELLS)
+  return out
+}
+
 /** Position in each cell that a load reads; -1: none. */
 export function slotPositions(load: Load, column: number): Int32Array {
-  const slots = load.slots[column]!
-  const { positions, end } = load.columns[column]!
-  const out = new Int32Array(load.cells).fill(-1)
-  let s = 0
-  while (s < slots.length) {
-    const block = slots[s]!
-    let next = s + 1
-    if (block >= 0) {
-      while (next < slots.length && slots[next] === block + next - s) next++
-      const from = block * PAGE_CELLS
-      out.set(positions.subarray(from, Math.min(end, from + (next - s) * PAGE_CELLS)), s * PAGE_CELLS)
-    }
-    s = next
-  }
-  return out
+  return toSlots(load, column, load.columns[column]!.positions, new Int32Array(load.cells).fill(-1))
+}
+
+/** How many rows the row in each cell that a load reads stands for; null: each for itself. */
+export function slotMasses(load: Load, column: number): Float32Array | null {
+  const { masses } = load.columns[column]!
+  return masses && toSlots(load, column, masses, new Float32Array(load.cells).fill(1))
+}
+
+/** {@link shiftsOf}, in each cell that a load reads. */
+export function slotShifts(load: Load, column: number): Int32Array {
+  return toSlots(load, column, shiftsOf(load.columns[column]!), new Int32Array(load.cells))
 }
 
 function keyOf(p: PlacedItem): string {
   const { item } = p
   const parts = (l: Load) =>
-    l.parts.map((x) => (x.kind === 'view' ? `v${x.arena}:${x.from}-${x.to}` : `g${x.arena}:${x.cells}`)).join(',')
+    l.parts
+      .map(
+        (x) =>
+          (x.kind === 'view' ? `v${x.arena}:${x.from}-${x.to}` : `g${x.arena}:${x.cells}`) + (x.shifted ? 's' : ''),
+      )
+      .join(',')
   const store = p.pieces ? p.pieces.map((s) => `${s.row}+${s.rows}@${s.cell}`).join(',') : 's'
   return [
     p.rows,
@@ -268,6 +352,7 @@ function keyOf(p: PlacedItem): string {
     item.input.kind,
     item.outputs.logits.length,
     item.outputs.hidden ? 'h' : '',
+    item.outputs.queries ? 'q' : '',
     item.outputs.normed?.length ?? 0,
     `${p.ragged ? 'r' : 'u'}${p.arena}`,
     p.stored ? store : 'k',

@@ -1,6 +1,7 @@
 /**
  * Runs a step: checks it, places it, finds or builds its graph, feeds it, computes, reads the outputs.
  */
+import type { Column } from '../cache/column.ts'
 import type { KvSequence, KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
 import type { Step, StepResult, WorkItem, WorkOutputs, WorkResult } from '../contract/work-item.ts'
@@ -72,6 +73,7 @@ export class Executor implements Disposable {
   /** See {@link fillsFrom}. */
   readonly #fillFrom: number
   #running: Runner | null = null
+  #rowRunner: Runner | null = null
 
   constructor(model: Model, store: KvStore, options: ExecutorOptions) {
     this.model = model
@@ -82,10 +84,7 @@ export class Executor implements Disposable {
     const devices = model.device.kind === 'cpu' ? [cpu] : [model.device, cpu]
     this.#backends = devices.map((d) => new Backend(d, options.threads))
     const slot = (): Slot => ({
-      runner:
-        devices.length === 1
-          ? new SingleRunner(this.#backends[0]!)
-          : new SplitRunner(this.#backends, 2 * graphNodes(model.config.layers, options.mostItems ?? MOST_ITEMS)),
+      runner: this.#newRunner(),
       graph: null,
       lastMs: Number.POSITIVE_INFINITY,
     })
@@ -97,7 +96,19 @@ export class Executor implements Disposable {
 
   /** Bytes held for intermediate tensors. */
   get scratchBytes(): number {
-    return Object.values(this.#slots).reduce((sum, slot) => sum + slot.runner.bytes, 0)
+    const steps = Object.values(this.#slots).reduce((sum, slot) => sum + slot.runner.bytes, 0)
+    return steps + (this.#rowRunner?.bytes ?? 0)
+  }
+
+  /** For moving and merging rows between steps (`cache/rows.ts`). */
+  get rowRunner(): Runner {
+    return (this.#rowRunner ??= this.#newRunner())
+  }
+
+  #newRunner(): Runner {
+    if (this.#backends.length === 1) return new SingleRunner(this.#backends[0]!)
+    const items = this.options.mostItems ?? MOST_ITEMS
+    return new SplitRunner(this.#backends, 2 * graphNodes(this.model.config.layers, items))
   }
 
   /**
@@ -173,6 +184,7 @@ export class Executor implements Disposable {
         logits: logits && logitsEnd > logitsAt ? logits.subarray(logitsAt, logitsEnd) : null,
         hidden: graph.hidden.get(first)?.get(new Float32Array(rows * D)) ?? null,
         normed: normed && normedEnd > normedAt ? normed.subarray(normedAt, normedEnd) : null,
+        queries: graph.queries.get(first)?.map((t) => t.get(new Float32Array(t.elements))) ?? null,
         observed: item.outputs.observe ? graph.observations.read(first, this.model.config.kvHeads, loads) : null,
       }
       logitsAt = logitsEnd
@@ -218,11 +230,12 @@ export class Executor implements Disposable {
     const sequence = this.store.sequence(item.sequence)
     const rows = item.positions.length
     if (item.store.kind === 'tail') {
-      if (sequence.columns.some((c) => c.end < rows)) throw bad(`${rows} rows, and fewer were appended`)
+      if (columnsOf(item, sequence, this.store.dims.kvHeads).some((c) => c.end < rows))
+        throw bad(`${rows} rows, and fewer were appended`)
       return
     }
     if (item.store.kind === 'kept') {
-      checkKept(item, sequence, bad)
+      checkKept(item, columnsOf(item, sequence, this.store.dims.kvHeads), bad)
       return
     }
     if (sequence.layout !== 'uniform') throw bad('cells can only be named in a uniform sequence')
@@ -240,15 +253,22 @@ export class Executor implements Disposable {
       slot.graph?.context.dispose()
       slot.runner[Symbol.dispose]()
     }
+    this.#rowRunner?.[Symbol.dispose]()
     for (const b of this.#backends) b.dispose()
   }
 }
 
+/** The columns of a sequence that an item's layers read. */
+function columnsOf({ layers }: WorkItem, sequence: KvSequence, kvHeads: number): readonly Column[] {
+  if (sequence.layout === 'uniform') return sequence.columns
+  return sequence.columns.slice(layers.from * kvHeads, layers.to * kvHeads)
+}
+
 /** Rows that are not stored attend to their own keys where those are. */
-function checkKept(item: WorkItem, sequence: KvSequence, bad: (what: string) => KvasirError): void {
+function checkKept(item: WorkItem, columns: readonly Column[], bad: (what: string) => KvasirError): void {
   const { logits, normed = [], hidden, observe } = item.outputs
   if (!logits.length && !normed.length && !hidden && !observe) throw bad('nothing is stored and nothing wanted')
-  for (const column of sequence.columns) {
+  for (const column of columns) {
     const held = new Set(column.positions.subarray(0, column.end))
     const missing = Array.from(item.positions).find((p) => !held.has(p))
     if (missing !== undefined) throw bad(`the row at position ${missing} is to be in the cache already, and is not`)

@@ -1,6 +1,7 @@
 /** Attention made by chance, and all that can be observed of it, computed the plain way in float64. */
+import assert from 'node:assert/strict'
 import type { Observation, ObservationNeeds, ObservedLayer, Statistic } from '../contract/observation.ts'
-import type { CompressionPlan, ModelDims, PolicyState } from '../contract/policy.ts'
+import type { CompressionPlan, Merge, ModelDims, PolicyState } from '../contract/policy.ts'
 
 export const DIMS: ModelDims = { layers: 3, heads: 4, kvHeads: 2, headDim: 8 }
 
@@ -96,17 +97,39 @@ export function stateOf(model: ModelDims, cache: Cache, budget: number, more: Pa
   return { model, seen, budget, seed: 1, positions: (layer, kvHead) => cache[layer]![kvHead]!, ...more }
 }
 
-/** What is left of a cache. */
+/** What is left of a cache: positions; a merged row keeps that of `into`. */
 export function carryOut(cache: Cache, plan: CompressionPlan): Cache {
   if (plan.kind === 'keep-all') return cache
   return plan.rows.map((heads, layer) =>
-    heads.map((rows, kvHead) => Int32Array.from(rows, (row) => cache[layer]![kvHead]![row]!)),
+    heads.map((rows, kvHead) => {
+      const before = cache[layer]![kvHead]!
+      for (const merge of plan.merges?.[layer]?.[kvHead] ?? []) checkMerge(merge, rows, before.length)
+      return Int32Array.from(rows, (row) => before[row]!)
+    }),
   )
+}
+
+/** Into a row that stays, from rows that go, with a weight each. */
+function checkMerge({ into, from, weights, mass }: Merge, kept: Int32Array, n: number): void {
+  assert.ok(kept.includes(into), `merged into row ${into}, which is dropped`)
+  for (const [i, row] of from.entries()) {
+    assert.ok(row < n && (i === 0 ? row >= 0 : row > from[i - 1]!), `merged from ${from}`)
+    assert.ok(row === into || !kept.includes(row), `row ${row} is merged, and stays`)
+  }
+  assert.equal(weights.length, from.length)
+  assert.ok(mass >= 1)
 }
 
 /** A row of the answer is there. */
 export const append = (cache: Cache, position: number): Cache =>
-  cache.map((heads) => heads.map((p) => Int32Array.from([...p, position])))
+  cache.map((heads) =>
+    heads.map((p) => {
+      const grown = new Int32Array(p.length + 1)
+      grown.set(p)
+      grown[p.length] = position
+      return grown
+    }),
+  )
 
 /** The kept rows as lists, `[layer][kvHead]`; all rows for keep-all. */
 export const kept = (cache: Cache): number[][][] => cache.map((heads) => heads.map((p) => [...p]))

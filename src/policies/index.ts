@@ -5,11 +5,14 @@ import { adaKv } from './eviction/ada-kv.ts'
 import { cake } from './eviction/cake.ts'
 import { compresskv } from './eviction/compresskv.ts'
 import { h2o } from './eviction/h2o.ts'
+import { lacache } from './eviction/lacache.ts'
 import { pyramidkv } from './eviction/pyramidkv.ts'
 import { random } from './eviction/random.ts'
+import { razorattention } from './eviction/razorattention.ts'
 import { snapkv } from './eviction/snapkv.ts'
 import { streamingLlm } from './eviction/streaming-llm.ts'
 import { tova } from './eviction/tova.ts'
+import { uncomp } from './eviction/uncomp.ts'
 import { window } from './eviction/window.ts'
 import { full } from './full.ts'
 import { describeOptions, readOptions, showOptions, splitSpec } from './options.ts'
@@ -29,9 +32,30 @@ export const POLICIES = {
   'ada-kv': adaKv,
   cake,
   compresskv,
+  uncomp,
+  razorattention,
+  lacache,
 } as const satisfies Record<string, PolicyDefinition>
 
 export type PolicyName = keyof typeof POLICIES
+
+/** Policies of other people, by name. */
+const registered = new Map<string, PolicyDefinition>()
+
+/**
+ * Makes a policy of your own known in this process, under its name: `docs/writing-a-policy.md`.
+ * @throws KvasirError INVALID_ARGUMENT for a name that is taken
+ */
+export function registerPolicy(definition: PolicyDefinition): void {
+  const { name } = definition
+  const known = registered.get(name)
+  if (known === definition) return
+  if (known || Object.hasOwn(POLICIES, name))
+    throw new KvasirError('INVALID_ARGUMENT', `a policy named '${name}' is there already; give yours another name`, {
+      name,
+    })
+  registered.set(name, definition)
+}
 
 /** A policy and its options as an object: `{ name: 'snapkv', window: 32 }`. */
 export type PolicySpec = {
@@ -48,7 +72,9 @@ export interface ChosenPolicy {
 /** @throws KvasirError INVALID_ARGUMENT with the nearest name there is */
 export function policyNamed(name: string): PolicyDefinition {
   if (Object.hasOwn(POLICIES, name)) return POLICIES[name as PolicyName]
-  const names = Object.keys(POLICIES)
+  const own = registered.get(name)
+  if (own) return own
+  const names = [...Object.keys(POLICIES), ...registered.keys()]
   const near = nearest(name, names)
   const hint = near ? `Did you mean '${near}'?` : `There are ${names.join(', ')}.`
   throw new KvasirError('INVALID_ARGUMENT', `no policy is named '${name}'. ${hint}`, { name, known: names })

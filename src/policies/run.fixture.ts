@@ -1,6 +1,6 @@
 /** A policy at work on made-up attention, as the engine runs it. */
 import type { Observation } from '../contract/observation.ts'
-import type { Calibration, ModelDims, PolicyState } from '../contract/policy.ts'
+import type { Calibration, CompressionPlan, ModelDims, PolicyState } from '../contract/policy.ts'
 import {
   type Attention,
   append,
@@ -17,13 +17,26 @@ import {
 } from './attention.fixture.ts'
 import { type ChosenPolicy, choosePolicy } from './index.ts'
 
-/** Heads in falling order of index, shares that grow with depth. */
-export function calibrationFor({ layers, heads }: ModelDims): Calibration {
+/** Made up, of the policy that needs one. */
+export function calibrationFor(policy: Calibration['policy'], { layers, heads, kvHeads }: ModelDims): Calibration {
   const depth = Array.from({ length: layers }, (_, l) => l + 1)
-  return {
-    policy: 'compresskv',
-    heads: depth.map(() => Array.from({ length: heads }, (_, h) => heads - 1 - h)),
-    layerShares: depth.map((d) => d / total(depth)),
+  const perHead = (of: (index: number) => number) =>
+    depth.map((_, l) => Array.from({ length: kvHeads }, (_, h) => of(l * kvHeads + h)))
+  switch (policy) {
+    case 'compresskv':
+      // Heads in falling order of index, shares that grow with depth.
+      return {
+        policy,
+        heads: depth.map(() => Array.from({ length: heads }, (_, h) => heads - 1 - h)),
+        layerShares: depth.map((d) => d / total(depth)),
+      }
+    case 'razorattention':
+      // The first heads induce, the last ones echo.
+      return { policy, echo: perHead((i) => i / 100), induction: perHead((i) => 1 - i / 100) }
+    case 'uncomp':
+      return { policy, layerEntropies: depth.map((d) => 5 / d), headVotes: perHead((i) => (i % 3) / 2) }
+    default:
+      return policy satisfies never
   }
 }
 
@@ -34,40 +47,81 @@ export interface Setting {
   readonly seed?: number
 }
 
-export interface Prefill {
-  readonly P: Attention
+/** A cache, and what the policy remembers of it. */
+export interface Held {
   readonly cache: Cache
+  readonly memory?: unknown
 }
 
-const stateFor = (dims: ModelDims, cache: Cache, budget: number, seed: number): PolicyState =>
-  stateOf(dims, cache, budget, { seed, calibration: calibrationFor(dims) })
+export interface Prefill extends Held {
+  /** Empty for a policy that looks at nothing. */
+  readonly P: Attention
+}
 
-/** The cache behind the prompt. */
-export function prefill(spec: string, { dims = DIMS, n, budget, seed = 1 }: Setting): Prefill {
-  const { definition, options } = choosePolicy(spec)
-  const P = attention(dims, n, seed)
-  const cache = fullCache(dims, n)
-  const plan = definition.afterPrefill(
-    observe(P, dims, definition.observes(options)),
-    stateFor(dims, cache, budget, seed),
-    options,
-  )
-  return { P, cache: carryOut(cache, plan) }
+const isBlind = ({ definition, options }: ChosenPolicy) => Object.keys(definition.observes(options)).length === 0
+
+/** What the policy gets to know of a cache. */
+export function stateFor(
+  { definition, options }: ChosenPolicy,
+  { cache, memory }: Held,
+  { dims = DIMS, budget, seed = 1 }: Omit<Setting, 'n'>,
+): PolicyState {
+  const policy = definition.calibration?.(options)
+  return stateOf(dims, cache, budget, {
+    seed,
+    ...(policy ? { calibration: calibrationFor(policy, dims) } : {}),
+    ...(memory === undefined ? {} : { memory }),
+  })
+}
+
+const heldAfter = ({ cache, memory }: Held, plan: CompressionPlan): Held => ({
+  cache: carryOut(cache, plan),
+  memory: 'memory' in plan ? plan.memory : memory,
+})
+
+/** The cache behind the prompt. @param each called after each chunk, before its plan, where the prompt is read in chunks */
+export function prefill(spec: string, setting: Setting, each?: (cache: Cache) => void): Prefill {
+  const chosen = choosePolicy(spec)
+  const { definition, options } = chosen
+  const { dims = DIMS, n, budget, seed = 1 } = setting
+  const P = isBlind(chosen) ? [] : attention(dims, n, seed)
+  const chunk = definition.chunkRows?.({ model: dims, rows: n, budget, contextLength: 4096 }, options) ?? null
+  const held = chunk === null ? { cache: fullCache(dims, n) } : readChunks(chosen, setting, chunk, each)
+  const seen = isBlind(chosen) ? {} : observe(P, dims, definition.observes(options))
+  return { P, ...heldAfter(held, definition.afterPrefill(seen, stateFor(chosen, held, setting), options)) }
+}
+
+function readChunks(chosen: ChosenPolicy, setting: Setting, chunk: number, each?: (cache: Cache) => void): Held {
+  let held: Held = { cache: fullCache(setting.dims ?? DIMS, 0) }
+  for (let from = 0; from < setting.n; from += chunk) {
+    let { cache } = held
+    for (let position = from; position < Math.min(from + chunk, setting.n); position++) cache = append(cache, position)
+    each?.(cache)
+    held = { ...held, cache }
+    const plan = chosen.definition.afterChunk!(stateFor(chosen, held, setting), chosen.options)
+    held = heldAfter(held, plan)
+  }
+  return held
 }
 
 /** Rows that stay, `[layer][kvHead]`. */
 export const keptBy = (spec: string, setting: Setting): number[][][] => kept(prefill(spec, setting).cache)
 
 /** One row of the answer. @param seen default: by chance */
-export function decodeStep(
-  { definition, options }: ChosenPolicy,
-  cache: Cache,
-  { dims = DIMS, budget, seed = 1 }: Omit<Setting, 'n'>,
-  seen?: Observation,
-): Cache {
-  const position = 1 + Math.max(...cache.flat().map((p) => p.at(-1)!))
-  const grown = append(cache, position)
+export function answerStep(chosen: ChosenPolicy, held: Held, setting: Omit<Setting, 'n'>, seen?: Observation): Held {
+  const { definition, options } = chosen
+  const position = 1 + Math.max(...held.cache.flat().map((p) => p.at(-1)!))
+  const grown = { ...held, cache: append(held.cache, position) }
   if (!definition.afterDecode) return grown
-  const observation = seen ?? observeDecode(dims, grown, seed + position)
-  return carryOut(grown, definition.afterDecode(observation, stateFor(dims, grown, budget, seed), options))
+  const { dims = DIMS, seed = 1 } = setting
+  const observation = seen ?? (isBlind(chosen) ? {} : observeDecode(dims, grown.cache, seed + position))
+  return heldAfter(grown, definition.afterDecode(observation, stateFor(chosen, grown, setting), options))
 }
+
+/** The same for policies that remember nothing. */
+export const decodeStep = (
+  chosen: ChosenPolicy,
+  cache: Cache,
+  setting: Omit<Setting, 'n'>,
+  seen?: Observation,
+): Cache => answerStep(chosen, { cache }, setting, seen).cache

@@ -15,7 +15,7 @@ const call = (index: number): AnswerEvent => ({ kind: 'call', sample: 0, index, 
 const json = (index: number, json: string): AnswerEvent => ({ kind: 'arguments', sample: 0, index, json })
 const timings = {
   ...{ queue_ms: 0, prompt_tokens: 1, cached_tokens: 0, prompt_ms: 0, generated_tokens: 1, generated_ms: 0 },
-  ...{ ttft_ms: 0, compute_ms: 0 },
+  ...{ ttft_ms: 0, compute_ms: 0, policy_ms: 0, kv_bytes: 0, kv_bytes_full: 0 },
 }
 const end: AnswerEvent = { kind: 'end', sample: 0, finish: 'tool_calls', stop: null, seed: 1, timings }
 

@@ -49,6 +49,7 @@ export function generationOf(body: SamplingFields, caller: Caller, extras: Extra
     salt: body.cache_salt,
     policy: body.kvasir?.policy as Generation['policy'],
     budget: body.kvasir?.budget,
+    compressAt: body.kvasir?.compress_at,
     deadlineMs: body.kvasir?.deadline_ms ?? caller.deadlineMs ?? undefined,
   })
 }

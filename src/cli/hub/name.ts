@@ -1,7 +1,7 @@
 /** `hf:OWNER/REPO[:FILE]`, and where its files lie on this machine. */
-import { homedir } from 'node:os'
 import { join } from 'node:path'
 import { KvasirError } from '../../contract/errors.ts'
+import { cacheFolder } from '../../folders.ts'
 
 export interface HubName {
   /** `OWNER/REPO` */
@@ -40,6 +40,5 @@ export function isSafePath(path: string): boolean {
 
 /** Folder of a repository's files. */
 export function repoFolder(repo: string, env = process.env): string {
-  const cache = env['KVASIR_CACHE'] || join(env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'kvasir')
-  return join(cache, 'models', ...repo.split('/'))
+  return join(cacheFolder(env), 'models', ...repo.split('/'))
 }

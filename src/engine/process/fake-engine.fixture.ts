@@ -116,6 +116,9 @@ class FakeEngine implements EngineApi {
           generated_ms: 0,
           ttft_ms: 0,
           compute_ms: 0,
+          policy_ms: 0,
+          kv_bytes: 0,
+          kv_bytes_full: 0,
         },
       }
     } finally {

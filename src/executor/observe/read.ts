@@ -2,9 +2,10 @@
  * Observations on their way out of a graph: keys in the order of their positions, without the holes and the padding between
  * the cells that attention reads.
  */
+import { PAGE_CELLS } from '../../cache/arena.ts'
 import type { ObservedLayer, Statistic } from '../../contract/observation.ts'
 import type { Tensor } from '../../ggml/tensor.ts'
-import { type Load, slotPositions } from '../place.ts'
+import type { Load } from '../place.ts'
 import type { ObservedTensors } from './build.ts'
 
 /** The keys of one column among the cells of a load. */
@@ -35,7 +36,7 @@ export class ObservationReader {
    * @param loads of that item in the step at hand: the graph may be from an earlier one
    */
   read(first: number, kvHeads: number, loads: readonly Load[]): ObservedLayer[] {
-    const orders = loads.map((load) => load.columns.map((_, i) => keyOrder(slotPositions(load, i))))
+    const orders = loads.map((load) => load.columns.map((_, i) => keyOrder(load, i)))
     return this.#layers
       .filter((l) => l.item.first === first)
       .map(({ item, load, statistics }) => {
@@ -68,24 +69,15 @@ export class ObservationReader {
   }
 }
 
-/** @param slots position in each cell; -1: none */
-function keyOrder(slots: Int32Array): KeyOrder {
-  // Position and cell in one number, so that the engine's own sort of numbers serves: below 2^31 times the cells.
-  const keys = new Float64Array(slots.length)
-  let n = 0
-  let ascending = true
-  for (let cell = 0; cell < slots.length; cell++) {
-    if (slots[cell]! < 0) continue
-    keys[n] = slots[cell]! * slots.length + cell
-    ascending &&= n === 0 || keys[n - 1]! < keys[n]!
-    n++
-  }
-  const used = keys.subarray(0, n)
-  if (!ascending) used.sort()
-  const cells = Int32Array.from(used, (key) => key % slots.length)
+/** The keys of one column, where a load reads them. */
+function keyOrder(load: Load, column: number): KeyOrder {
+  const { byPosition } = load.columns[column]!
+  const slotOf = new Map<number, number>()
+  for (const [slot, block] of load.slots[column]!.entries()) if (block >= 0) slotOf.set(block, slot)
+  const cells = byPosition.map((cell) => slotOf.get(Math.floor(cell / PAGE_CELLS))! * PAGE_CELLS + (cell % PAGE_CELLS))
   return {
     cells,
-    positions: Int32Array.from(cells, (cell) => slots[cell]!),
-    inPlace: ascending && (n === 0 || cells[n - 1] === n - 1),
+    positions: load.columns[column]!.orderedPositions(),
+    inPlace: cells.every((cell, i) => cell === i),
   }
 }

@@ -2,7 +2,6 @@
  * Attention of gemma2 rows in float64: queries from the hidden rows that enter each layer, keys from the store as they are
  * there, and everything between them by hand.
  */
-import { cellsByPosition } from '../../cache/keep.ts'
 import { readRows } from '../../cache/rows.ts'
 import type { ObservedLayer, Statistic } from '../../contract/observation.ts'
 import type { WorkItem } from '../../contract/work-item.ts'
@@ -38,7 +37,7 @@ export async function referenceOf(executor: Executor, runner: Runner, work: Work
   for (let layer = 0; layer < config.layers; layer++) {
     const queries = queriesOf(model, layer, layer === 0 ? embedded(model, work) : await hidden(layer), work.positions)
     const columns = Array.from({ length: kvHeads }, (_, h) => sequence.column(layer, h, kvHeads))
-    const cells = columns.map((c) => cellsByPosition(c))
+    const cells = columns.map((c) => [...c.byPosition])
     positions.push(columns.map((c, h) => Int32Array.from(cells[h]!, (cell) => c.positions[cell]!)))
     p.push(
       Array.from({ length: H }, (_, head) => {

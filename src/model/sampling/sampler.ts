@@ -111,17 +111,18 @@ export class Sampler implements Disposable {
    * Chooses a token; its history does not change before {@link accept}.
    *
    * @param logits one for each token of the vocabulary; not changed.
+   * @param forced chosen whatever the logits say; how likely it was is told as of any other.
    * @throws KvasirError NATIVE_FAILED for logits with NaN or without a finite highest one; GRAMMAR_INVALID when the
    * grammar allows no token of this vocabulary here.
    */
-  sample(logits: Float32Array): Sample {
+  sample(logits: Float32Array, forced?: number): Sample {
     this.#check()
     if (logits.length !== this.#tokenizer.vocabSize)
       throw new KvasirError(
         'INVALID_ARGUMENT',
         `sample: ${logits.length} logits for a vocabulary of ${this.#tokenizer.vocabSize} tokens`,
       )
-    const token = this.#choose(logits)
+    const token = forced ?? this.#choose(logits)
     const { logprobs } = this.params
     if (logprobs === undefined) return { token }
     const norm = logSumExp(logits)

@@ -46,7 +46,7 @@ test('layers get their share of the error beyond a minimum', () => {
 
 test('with all heads and one KV head it is SnapKV', () => {
   const setting = { dims: { ...DIMS, kvHeads: 1 }, n, budget }
-  assert.deepEqual(keptBy('compresskv?layers=uniform', setting), keptBy('snapkv?window=8', setting))
+  assert.deepEqual(keptBy('compresskv?layers=uniform&voters=4', setting), keptBy('snapkv?window=8', setting))
 })
 
 test('without a calibration of this model it says how to make one', () => {

@@ -11,11 +11,16 @@
  *          it cannot use goes to others, since policies are compared at equal bytes; with the authors it is lost
  * Exact    if budget >= n
  */
-import { calibrationOf, layerOptions } from '../parts/allocation.ts'
+import { layerOptions } from '../parts/allocation.ts'
+import { calibrationOf } from '../parts/calibration.ts'
 import { scored } from '../parts/scored.ts'
 import { fitWindow } from '../parts/scorers.ts'
 import { layerMean, poolRows } from '../parts/scores.ts'
 import { oddKernel, poolOption, windowOption } from '../parts/window-options.ts'
+
+/** The authors'; and ours for models that have few heads, of which four would be most. */
+const VOTERS = 4
+const FEW_VOTERS = 2
 
 export const compresskv = scored({
   name: 'compresskv',
@@ -29,11 +34,11 @@ export const compresskv = scored({
     ...windowOption(8),
     voters: {
       kind: 'number',
-      default: 4,
-      min: 1,
+      default: 0,
+      min: 0,
       max: 1024,
       whole: true,
-      help: 'best heads of each layer that vote; try 2 of 8 or fewer',
+      help: 'best heads of each layer that vote; 0: four, or two where a layer has eight or fewer',
     },
     ...poolOption(5, 'avg'),
     ...layerOptions('error'),
@@ -43,7 +48,9 @@ export const compresskv = scored({
   observes: ({ window }) => ({ window: { rows: window, statistics: ['sum'] } }),
   protect: ({ window }, budget) => ({ first: 0, last: fitWindow(window, budget) }),
   score({ seen, layer, ends, state, options: { voters, kernel, pool } }) {
-    const heads = calibrationOf(state, 'compresskv').heads[layer]!.slice(0, voters)
+    const { heads: all } = state.model
+    const most = voters || (all <= 8 ? FEW_VOTERS : VOTERS)
+    const heads = calibrationOf(state, 'compresskv').heads[layer]!.slice(0, most)
     return poolRows(layerMean(seen.window![layer]!, 'sum', ends, heads), kernel, pool)
   },
 })

@@ -2,9 +2,9 @@
  * The options by which any policy that scores rows takes any division of the budget: `layers` (who gets how much of the
  * depth), then `heads` (who gets how much of a layer). `snapkv?layers=pyramid` is PyramidKV, `h2o?heads=ada` is H2O under Ada-KV.
  */
-import { KvasirError } from '../../contract/errors.ts'
 import type { Observation, ObservationNeeds, Statistic } from '../../contract/observation.ts'
-import type { Calibration, OptionSpecs, PolicyState } from '../../contract/policy.ts'
+import type { OptionSpecs, PolicyState } from '../../contract/policy.ts'
+import { calibrationOf } from './calibration.ts'
 import { adaBudgets } from './head-budgets.ts'
 import { cakeBudgets, cakePreferences, errorBudgets, pyramidBudgets, shareBudgets, spreadOf } from './layer-budgets.ts'
 import { randomOf } from './random.ts'
@@ -20,6 +20,7 @@ export interface AllocationOptions {
   readonly beta: number
   readonly tau1: number
   readonly tau2: number
+  readonly least: number
   readonly heads: Heads
   readonly floor: number
 }
@@ -96,7 +97,7 @@ export function layerBudgets(ask: LayerAsk, seen: Observation, state: PolicyStat
       return pyramidBudgets(layers, free, cap + kept, cap, o.beta)
     case 'cake': {
       const spreads = seen.window!.map((layer) => spreadOf(layer, ask.window))
-      return cakeBudgets(cakePreferences(spreads, o.tau1, o.tau2), layers * free, cap)
+      return cakeBudgets(cakePreferences(spreads, o.tau1, o.tau2), layers * free, cap, o.least)
     }
     case 'error': {
       const { layerShares } = calibrationOf(state, 'compresskv')
@@ -134,20 +135,4 @@ export function headBudgets(
     default:
       return o.heads satisfies never
   }
-}
-
-/** @throws KvasirError INVALID_ARGUMENT where there is none for this model */
-export function calibrationOf({ calibration, model }: PolicyState, policy: Calibration['policy']): Calibration {
-  const fits =
-    calibration?.policy === policy &&
-    calibration.layerShares.length === model.layers &&
-    calibration.heads.length === model.layers &&
-    calibration.heads.flat().every((h) => Number.isInteger(h) && h >= 0 && h < model.heads)
-  if (fits) return calibration
-  throw new KvasirError(
-    'INVALID_ARGUMENT',
-    `${calibration ? 'the calibration is not one of this model and policy' : `this needs a calibration of the model`}: make it with ` +
-      `\`kvasir calibrate ${policy} MODEL\``,
-    { policy },
-  )
 }

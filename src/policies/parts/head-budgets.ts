@@ -31,6 +31,44 @@ export function adaBudgets(scores: LayerScores, free: number, floor: number): nu
   )
 }
 
+/**
+ * Heads in groups of the same size, those with the largest worth in group 0; of equal ones the first.
+ * @param groups as many as there are heads at most
+ * @returns the group of each head
+ */
+export function headGroups(worth: readonly number[], groups: number): number[] {
+  const falling = worth.map((_, h) => h).sort((a, b) => worth[b]! - worth[a]! || a - b)
+  const parts = Math.min(groups, worth.length)
+  const out = new Array<number>(worth.length).fill(0)
+  for (const [rank, h] of falling.entries()) out[h] = Math.floor((rank * parts) / worth.length)
+  return out
+}
+
+/**
+ * UNComp: a head of group 0 gets `ratio` times the rows of one of the last group, windows included; those between lie on a line.
+ * What a head cannot use goes to the others.
+ * @param free rows per head that compete for a place, on average
+ * @param kept rows that stay anyway in each head
+ * @param caps rows that compete, by head
+ */
+export function groupBudgets(
+  groups: readonly number[],
+  ratio: number,
+  free: number,
+  kept: number,
+  caps: readonly number[],
+): number[] {
+  const last = Math.max(...groups)
+  const weights = groups.map((g) => (last > 0 ? ratio - ((ratio - 1) * g) / last : 1))
+  const all = weights.reduce((a, b) => a + b, 0)
+  const total = free * groups.length
+  // A head that the window alone fills gets nothing more, and the others pay for it.
+  const beyond = weights.map((w) => Math.max(0, (w / all) * (total + kept * groups.length) - kept))
+  const asked = beyond.reduce((a, b) => a + b, 0)
+  const quotas = beyond.map((rows) => (asked > 0 ? (rows / asked) * total : 0))
+  return capTo(roundTo(quotas, total), caps)
+}
+
 /** How many of the `count` largest of all lists together are in each. */
 function winners(lists: LayerScores, count: number): number[] {
   const all = new Float64Array(lists.reduce((n, s) => n + s.length, 0))

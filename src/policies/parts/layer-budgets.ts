@@ -60,12 +60,17 @@ export function cakePreferences(spreads: readonly Spread[], tau1: number, tau2: 
   return logs.map((log) => Math.exp(log - most))
 }
 
-/** CAKE's rule: truncated shares; what passes a layer's cap, and what truncation left, goes evenly to those below theirs. */
-export function cakeBudgets(preferences: readonly number[], total: number, cap: number): number[] {
+/**
+ * CAKE's rule: truncated shares; what passes a layer's cap, and what truncation left, goes evenly to those below theirs.
+ * @param least rows that each layer is sure of, as far as `total` goes
+ */
+export function cakeBudgets(preferences: readonly number[], total: number, cap: number, least = 0): number[] {
   const sum = preferences.reduce((a, b) => a + b, 0)
   const caps = preferences.map(() => cap)
+  const sure = Math.min(least, cap, Math.floor(total / preferences.length))
+  const spare = total - sure * preferences.length
   const shares = capTo(
-    preferences.map((p) => Math.trunc((p / sum) * total)),
+    preferences.map((p) => sure + Math.trunc((p / sum) * spare)),
     caps,
   )
   const left = total - shares.reduce((a, b) => a + b, 0)

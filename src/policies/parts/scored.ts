@@ -34,7 +34,15 @@ export interface ScoredParts<S extends OptionSpecs>
 }
 
 /** Of options that the policy does not have, these hold: everybody gets the same. */
-const UNIFORM: AllocationOptions = { layers: 'uniform', beta: 1, tau1: 1, tau2: 1, heads: 'uniform', floor: 1 }
+const UNIFORM: AllocationOptions = {
+  layers: 'uniform',
+  beta: 1,
+  tau1: 1,
+  tau2: 1,
+  least: 0,
+  heads: 'uniform',
+  floor: 1,
+}
 
 export function scored<const S extends OptionSpecs>(parts: ScoredParts<S>): PolicyDefinition<S> {
   const { name, summary, paper, options, scoreDecode } = parts
@@ -91,7 +99,7 @@ export function scored<const S extends OptionSpecs>(parts: ScoredParts<S>): Poli
  * What is beyond the budget goes, the same number of rows from each head: the division that the prompt got stays as it is,
  * without anybody having to remember it.
  */
-function dropEvenly(state: PolicyState, ends: Ends, score: (layer: number) => LayerScores): CompressionPlan {
+export function dropEvenly(state: PolicyState, ends: Ends, score: (layer: number) => LayerScores): CompressionPlan {
   const rows = cachedRows(state)
   const over = rowsOver(state, rows)
   if (over <= 0) return { kind: 'keep-all' }

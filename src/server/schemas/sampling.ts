@@ -65,6 +65,11 @@ export const samplingFields = {
               "What the policy may keep: 0.25 of the full cache, 512 tokens per layer and KV head, or '64MiB'.",
           }),
         ),
+        compress_at: whole(
+          'Tokens of the prompt, from its beginning, that the policy shortens; the rest is computed over what it kept. Default: all.',
+          1,
+          2 ** 24,
+        ),
         repeat_last_n: whole('How far back the penalties look, in tokens. Default 64.', 0, 1_000_000),
         top_n_sigma: number('Keep logits within n standard deviations of the highest. Default 0: off.', 0, 100),
       },

@@ -4,9 +4,9 @@ import { cpuDevice } from '../ggml/device.ts'
 import { backend, Random, runner } from '../ggml/fixture.test.ts'
 import { rowBytes } from '../ggml/types.ts'
 import { PAGE_CELLS } from './arena.ts'
+import { carryOut } from './carry-out.ts'
 import { isCell, setCell } from './cells.fixture.ts'
 import { checkStore } from './check.ts'
-import { cellsByPosition, keepRows } from './keep.ts'
 import { type KvSequence, KvStore } from './store.ts'
 
 const DIMS = { layers: 2, headDim: 32, kvHeads: 2 } as const
@@ -44,7 +44,7 @@ function checkRows(store: KvStore, s: KvSequence, expected: (layer: number, head
   for (let layer = 0; layer < DIMS.layers; layer++)
     for (let head = 0; head < DIMS.kvHeads; head++) {
       const column = s.column(layer, head, DIMS.kvHeads)
-      const cells = cellsByPosition(column)
+      const cells = [...column.byPosition]
       const positions = cells.map((c) => column.positions[c]!)
       assert.deepEqual(positions, [...expected(layer, head)])
       for (const [i, cell] of cells.entries())
@@ -59,7 +59,7 @@ function checkRows(store: KvStore, s: KvSequence, expected: (layer: number, head
 const everywhere = (rows: Int32Array) =>
   Array.from({ length: DIMS.layers }, () => Array.from({ length: DIMS.kvHeads }, () => rows))
 
-describe('keepRows', () => {
+describe('carryOut', () => {
   it('keeps other rows in each head, and frees whole blocks', () => {
     using store = new KvStore({ ...DIMS, arenas: [ARENA] }, cpuDevice())
     const rows = 300
@@ -72,14 +72,18 @@ describe('keepRows', () => {
         return Int32Array.from(all.slice(0, keep).map(([, i]) => i)).sort()
       }),
     )
-    keepRows(store, s, { kind: 'keep', rows: plan })
+    carryOut(store, s, { kind: 'keep', rows: plan })
     assert.equal(s.layout, 'ragged')
     checkRows(store, s, (layer, head) => [...plan[layer]![head]!])
-    // A block holds 32 rows; a head takes at most one block more than its rows need.
+    // A block holds 32 rows; a head takes no more than its rows need.
     for (const [i, column] of s.columns.entries()) {
       const kept = plan[Math.floor(i / DIMS.kvHeads)]![i % DIMS.kvHeads]!.length
-      assert.ok(column.blocks.length <= Math.ceil(kept / PAGE_CELLS) + 1, `${column.blocks.length} blocks for ${kept}`)
+      assert.ok(column.blocks.length <= Math.ceil(kept / PAGE_CELLS), `${column.blocks.length} blocks for ${kept}`)
     }
+    // All heads in the same pages, one behind the other, so that attention reads them where they lie.
+    const longest = s.columns.reduce((a, b) => (a.blocks.length >= b.blocks.length ? a : b))
+    assert.equal(longest.runs.length, 1)
+    for (const c of s.columns) assert.deepEqual(c.blocks, longest.blocks.slice(0, c.blocks.length))
     // Rows that come now go behind what was kept, at the positions that they really have.
     store.reserve(s, 40)
     store.append(
@@ -87,9 +91,7 @@ describe('keepRows', () => {
       Int32Array.from({ length: 40 }, (_, i) => rows + i),
     )
     assert.deepEqual(
-      cellsByPosition(s.columns[0]!)
-        .slice(-2)
-        .map((c) => s.columns[0]!.positions[c]),
+      [...s.columns[0]!.byPosition].slice(-2).map((c) => s.columns[0]!.positions[c]!),
       [rows + 38, rows + 39],
     )
     checkStore(store, [])
@@ -101,12 +103,12 @@ describe('keepRows', () => {
     using store = new KvStore({ ...DIMS, arenas: [ARENA] }, cpuDevice())
     const s = filled(store, 200)
     const kept = Int32Array.from([0, 1, 2, 3, ...Array.from({ length: 60 }, (_, i) => 140 + i)])
-    keepRows(store, s, { kind: 'keep', rows: everywhere(kept) })
+    carryOut(store, s, { kind: 'keep', rows: everywhere(kept) })
     assert.equal(s.layout, 'uniform')
     checkRows(store, s, () => [...kept])
     assert.ok(store.usedBytes <= 3 * store.arenas[0]!.pageBytes, `${store.usedBytes} bytes`)
     // and again, of what is left
-    keepRows(store, s, { kind: 'keep', rows: everywhere(Int32Array.from({ length: 20 }, (_, i) => 44 + i)) })
+    carryOut(store, s, { kind: 'keep', rows: everywhere(Int32Array.from({ length: 20 }, (_, i) => 44 + i)) })
     checkRows(store, s, () => [...kept.slice(44)])
     store.free(s)
   })
@@ -116,7 +118,7 @@ describe('keepRows', () => {
     const s = filled(store, 150)
     const other = store.fork(s, 150)
     const kept = [Int32Array.from([5, 70, 149]), Int32Array.from({ length: 75 }, (_, i) => 2 * i)] as const
-    keepRows(store, s, { kind: 'keep', rows: [kept, kept] })
+    carryOut(store, s, { kind: 'keep', rows: [kept, kept] })
     checkRows(store, s, (_, head) => [...kept[head as 0 | 1]])
     checkRows(store, other, () => Array.from({ length: 150 }, (_, i) => i))
     store.free(s)
@@ -137,9 +139,9 @@ describe('keepRows', () => {
       everywhere(Int32Array.of()),
     ]
     for (const rows of wrong)
-      assert.throws(() => keepRows(store, s, { kind: 'keep', rows }), { code: 'INVALID_ARGUMENT' })
+      assert.throws(() => carryOut(store, s, { kind: 'keep', rows }), { code: 'INVALID_ARGUMENT' })
     checkRows(store, s, () => Array.from({ length: 50 }, (_, i) => i))
-    keepRows(store, s, { kind: 'keep-all' })
+    carryOut(store, s, { kind: 'keep-all' })
     checkRows(store, s, () => Array.from({ length: 50 }, (_, i) => i))
   })
 })

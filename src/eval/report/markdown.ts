@@ -1,0 +1,49 @@
+/** The report for places that show Markdown and images, but no pages. */
+import { percent } from './charts.ts'
+import { groupBy } from './lists.ts'
+import { facts, middleBudget } from './page.ts'
+import type { Report } from './report.ts'
+import { type DataTable, divergenceTable, marginTable, overviewTable } from './tables.ts'
+
+export function drawMarkdown(report: Report, pictures: readonly string[]): string {
+  const { panels, policies, divergence, commands } = report
+  const budget = middleBudget(panels)
+  const settings = [...groupBy(panels, (p) => p.setting)]
+  return `# Accuracy against bytes held
+
+<!-- made by kvasir report: do not edit -->
+
+${facts(report)} The same with all its pictures: [index.html](index.html).
+
+${pictures.map((file) => `![${file.replace('.svg', '')}](${file})`).join('\n\n')}
+
+${panels.length ? `## At a budget of ${budget}\n\n${table(overviewTable(panels, budget, policies))}\n` : ''}
+${settings.map(([setting, own]) => `## ${setting.title}\n\n${setting.about}\n\n${own.map(panelText).join('\n')}`).join('\n')}
+${divergence ? `## Divergence on prose\n\n${table(divergenceTable(divergence))}\n` : ''}
+## How it was made
+
+\`\`\`sh
+${commands.join('\n')}
+\`\`\`
+`
+}
+
+function panelText(panel: Report['panels'][number]): string {
+  const { group, tasks, lengths, n, full } = panel
+  const known = full ? `; the full cache: ${percent(full.accuracy)}` : ''
+  return `### ${group}
+
+${tasks.join(', ')}; ${lengths.join(', ')} tokens; ${n} examples each${known}. Margins in points, with 95 % intervals; bold: the interval does not hold 0.
+
+${table(marginTable(panel))}
+`
+}
+
+function table({ head, rows }: DataTable): string {
+  const line = (cells: readonly string[]) => `| ${cells.join(' | ')} |`
+  return [
+    line(head),
+    line(head.map((_, i) => (i === 0 ? '---' : '---:'))),
+    ...rows.map((row) => line(row.map(({ text, isStrong }) => (isStrong ? `**${text}**` : text)))),
+  ].join('\n')
+}

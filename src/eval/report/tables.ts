@@ -1,0 +1,113 @@
+/** Numbers behind the pictures, as cells of text. */
+import { percent } from './charts.ts'
+import type { Cost, Divergence } from './curves.ts'
+import { isClear, type Margin, marginOf } from './margins.ts'
+import type { Panel, Point } from './panels.ts'
+
+export interface TableCell {
+  readonly text: string
+  /** Worth a second look: an interval that does not hold 0. */
+  readonly isStrong?: boolean
+  /** 0 to 1: how full the cell is drawn. */
+  readonly share?: number
+}
+
+export interface DataTable {
+  readonly head: readonly string[]
+  /** The first cell names the row. */
+  readonly rows: readonly (readonly TableCell[])[]
+}
+
+/** Whom margins are taken over. */
+const RIVALS = ['random', 'streaming-llm'] as const
+
+/** Every policy and budget, with margins over what costs nothing to decide, at the same budget. */
+export function marginTable({ series, full }: Panel): DataTable {
+  const rivalAt = (name: string, budget: Point['budget']) =>
+    series.find((s) => s.policy === name)?.points.find((p) => p.budget === budget)
+  const rivals = RIVALS.filter((name) => series.some((s) => s.policy === name))
+  const points = series.flatMap(({ policy, points }) => points.map((point) => ({ policy, point })))
+  const budgets = [...new Set(points.map(({ point }) => point.budget))]
+  const ordered = budgets.flatMap((budget) =>
+    points.filter((p) => p.point.budget === budget).sort((a, b) => b.point.accuracy - a.point.accuracy),
+  )
+  return {
+    head: [
+      'policy',
+      'budget',
+      'held',
+      'accuracy',
+      ...rivals.map((name) => `over ${name}`),
+      ...(full ? ['over full'] : []),
+    ],
+    rows: ordered.map(({ policy, point }) => [
+      { text: policy },
+      { text: String(point.budget) },
+      { text: percent(point.held) },
+      { text: percent(point.accuracy), share: point.accuracy },
+      ...rivals.map((name) => marginCell(policy === name ? null : margin(point, rivalAt(name, point.budget)))),
+      ...(full ? [marginCell(margin(point, full))] : []),
+    ]),
+  }
+}
+
+const margin = (ours: Point, theirs: Point | null | undefined) => (theirs ? marginOf(ours.rows, theirs.rows) : null)
+
+/** In points: hundredths of the scale. */
+function marginCell(m: Margin | null): TableCell {
+  if (!m) return { text: '' }
+  return { text: `${signed(m.mean)} [${signed(m.low)}, ${signed(m.high)}]`, isStrong: isClear(m) }
+}
+
+const signed = (x: number) => {
+  const points = Math.round(100 * x)
+  return points > 0 ? `+${points}` : points < 0 ? `−${-points}` : '0'
+}
+
+/** Accuracy of each policy in each panel at one budget: what to look at first. */
+export function overviewTable(
+  panels: readonly Panel[],
+  budget: Point['budget'],
+  policies: readonly string[],
+): DataTable {
+  const cell = (point: Point | null | undefined): TableCell =>
+    point ? { text: percent(point.accuracy), share: point.accuracy } : { text: '' }
+  const accuracyAt = (panel: Panel, policy: string) =>
+    policy === 'full'
+      ? panel.full
+      : panel.series.find((s) => s.policy === policy)?.points.find((p) => p.budget === budget)
+  return {
+    head: ['policy', ...panels.map((p) => `${p.group}: ${p.setting.short}`)],
+    rows: policies.map((policy) => [{ text: policy }, ...panels.map((panel) => cell(accuracyAt(panel, policy)))]),
+  }
+}
+
+export function divergenceTable({ series }: Divergence): DataTable {
+  return {
+    head: ['policy', 'budget', 'held', 'KL, nats', 'same likeliest'],
+    rows: series.flatMap(({ policy, points }) =>
+      points.map((p) => [
+        { text: policy },
+        { text: String(p.budget) },
+        { text: percent(p.held) },
+        { text: p.kl.toFixed(4) },
+        { text: percent(p.top1), share: p.top1 },
+      ]),
+    ),
+  }
+}
+
+export function costTable(costs: readonly Cost[]): DataTable {
+  const ms = (x: number | null) => (x === null ? '' : x.toFixed(1))
+  return {
+    head: ['policy', 'budget', 'length', 'TTFT, ms', 'of it policy, ms', 'decode, tokens/s'],
+    rows: costs.map((c) => [
+      { text: c.policy },
+      { text: String(c.budget) },
+      { text: String(c.length) },
+      { text: ms(c.ttftMs) },
+      { text: ms(c.policyMs) },
+      { text: c.decodeTokS.toFixed(0) },
+    ]),
+  }
+}

@@ -1,0 +1,41 @@
+/** What is done to the cache of a cell's examples: a policy, its budget, and the moment. */
+import { choosePolicy, parseBudget, showBudget } from '../policies/index.ts'
+import type { CompressAt } from './plan.ts'
+
+export interface Treatment {
+  /** The shortest text that names it with its options; `full` keeps everything. */
+  readonly policy: string
+  /** A fraction of the full cache, or as people write tokens and bytes: `512t`, `1048576B`. */
+  readonly budget: number | string
+  /** What the policy has seen when it shortens; null: the whole prompt, or nothing is shortened. */
+  readonly compressAt: CompressAt | null
+}
+
+export const FULL: Treatment = { policy: 'full', budget: 1, compressAt: null }
+
+export const isFull = ({ policy }: Pick<Treatment, 'policy'>): boolean => policy === FULL.policy
+
+/**
+ * Every policy with every budget at every moment, in this order; `full` once and first, when it is among them.
+ * @throws KvasirError INVALID_ARGUMENT for policies, options and budgets that do not exist
+ */
+export function treatmentsOf(
+  policies: readonly string[],
+  budgets: readonly (string | number)[],
+  moments: readonly (CompressAt | null)[],
+): Treatment[] {
+  const names = new Set(policies.map((policy) => choosePolicy(policy).text))
+  const amounts = new Set(budgets.map(readBudget))
+  const treatments = [...names]
+    .filter((policy) => !isFull({ policy }))
+    .flatMap((policy) =>
+      [...amounts].flatMap((budget) => moments.map((compressAt): Treatment => ({ policy, budget, compressAt }))),
+    )
+  return names.has(FULL.policy) ? [FULL, ...treatments] : treatments
+}
+
+/** Fractions as numbers, so that 25%, 0.25 and .25 are one. */
+function readBudget(given: string | number): number | string {
+  const budget = parseBudget(given)
+  return budget.kind === 'fraction' ? budget.fraction : showBudget(budget)
+}
