@@ -164,6 +164,26 @@ describe('policies in the engine', () => {
     assert.equal(kv.usedBytes, kv.prefixBytes)
   })
 
+  it('memory that policies free serves others: six long prompts are answered together where two fit', async () => {
+    const long = Array.from({ length: 6 }, (_, i) => [{ role: 'user', content: `${i}. ${prompt}` }])
+    const { length: rows } = await engine.tokenize({ messages: long[0]! })
+    const kvMemory = Math.floor(2.3 * (rows + 160) * engine.info.kvBytesPerToken)
+    const most = async (request: Partial<GenerateRequest>): Promise<number> => {
+      await using on = await LocalEngine.load('house', { contextLength: 1024, threads: 1, tokenBudget: 512, kvMemory })
+      let together = 0
+      const play = async (own: (typeof long)[number]) => {
+        const base = { messages: own, sampling: { temperature: 0 }, maxTokens: 120, ignoreEnd: true }
+        for await (const part of on.generate({ ...base, ...request }))
+          if (part.kind === 'token') together = Math.max(together, on.store.sequences.size)
+      }
+      await Promise.all(long.map(play))
+      return together
+    }
+    const [full, kept] = [await most({}), await most({ policy: 'snapkv', budget: 0.125 })]
+    assert.ok(full <= 3, `${full} full caches at once`)
+    assert.ok(kept >= 5, `${kept} compressed ones at once`)
+  })
+
   it('sums columns beside padding, which is taken back', async () => {
     const plain = { contextLength: 1024, threads: 1, tokenBudget: 128 }
     await using padded = await LocalEngine.load('house', { ...plain, scheduler: 'prepacking-padded' })
