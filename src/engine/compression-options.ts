@@ -2,7 +2,7 @@
 import { PAGE_CELLS } from '../cache/arena.ts'
 import type { KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
-import type { Calibration, PromptAhead } from '../contract/policy.ts'
+import type { Calibration, PolicyDefinition, PromptAhead } from '../contract/policy.ts'
 import type { ModelConfig } from '../model/config.ts'
 import { budgetRows, type ChosenPolicy, choosePolicy, parseBudget } from '../policies/index.ts'
 import type { GenerateRequest } from './request.ts'
@@ -65,9 +65,33 @@ export async function chooseCompression(
     ...(calibration ? { calibration } : {}),
   }
   const stages = definition.stages?.(ahead, options) ?? null
+  const chunkRows = stages ? null : (definition.chunkRows?.(ahead, options) ?? null)
+  checkReading(definition, stages, chunkRows, model.layers)
   return {
     ...{ policy: chosen, budget: rows, seed: sampling?.seed ?? 0, promptRows, ahead, stages },
     isEndless: definition.isEndless?.(options) ?? false,
-    chunkRows: stages ? null : (definition.chunkRows?.(ahead, options) ?? null),
+    chunkRows,
   }
+}
+
+/** What a policy says about how its prompt is read: others run in the same steps. @throws KvasirError INVALID_ARGUMENT */
+function checkReading(
+  { name, afterStage, afterChunk }: PolicyDefinition,
+  stages: readonly number[] | null,
+  chunkRows: number | null,
+  layers: number,
+): void {
+  const bad = (what: string) => new KvasirError('INVALID_ARGUMENT', `policy '${name}': ${what}`, { field: 'policy' })
+  if (stages) {
+    const ascends = stages.every(
+      (l, i) => Number.isInteger(l) && l < layers && (i === 0 ? l === 0 : l > stages[i - 1]!),
+    )
+    if (!ascends || stages.length === 0)
+      throw bad(`stages [${stages}] must begin with layer 0 and ascend, below the model's ${layers} layers`)
+    if (!afterStage) throw bad('stages need afterStage')
+  }
+  if (chunkRows === null) return
+  if (!(Number.isSafeInteger(chunkRows) && chunkRows >= 1))
+    throw bad(`chunks of ${chunkRows} rows; it must be 1 or more`)
+  if (!afterChunk) throw bad('chunkRows need afterChunk')
 }

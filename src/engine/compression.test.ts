@@ -282,6 +282,29 @@ describe('a prompt that is read layer by layer', () => {
     assert.deepEqual(ids((await play({})).tokens), ids((await play({ policy: 'full' })).tokens))
   })
 
+  it('prompts of different lengths meet in other layers, or in none', async () => {
+    const every = range(0, engine.model.config.layers)
+    const name = staged([...every], () => ({ rows: null, next: null }))
+    const short = [{ role: 'user', content: 'Which animal does she keep?' }]
+    const alone = [await play({ messages: short }), await play({})]
+    const together = await Promise.all([
+      play({ policy: name, budget: 10, messages: short }),
+      play({ policy: name, budget: 10 }),
+    ])
+    for (const [i, { tokens }] of together.entries())
+      assert.deepEqual(ids(tokens).slice(0, 4), ids(alone[i]!.tokens).slice(0, 4))
+  })
+
+  it('stages and chunks that cannot be are refused, and hurt nobody', async () => {
+    const wrong = [
+      ...[[1], [], [0, 0], [0, 99], [0, 1.5]].map((stages) => staged(stages, () => ({ rows: null, next: null }))),
+      ...[0, -1, Number.NaN].map((n) => policy({ chunkRows: () => n, afterChunk: () => ({ kind: 'keep-all' }) })),
+      policy({ stages: () => [0, 1] }),
+      policy({ chunkRows: () => 5 }),
+    ]
+    for (const name of wrong) await assert.rejects(play({ policy: name, budget: 10 }), { code: 'INVALID_ARGUMENT' })
+  })
+
   it('a plan that leaves the newest row behind ends its own request alone', async () => {
     const name = staged([0, 4], () => ({ rows: null, next: range(0, 5) }))
     const [bad, good] = await Promise.allSettled([play({ policy: name, budget: 10 }), play({})])

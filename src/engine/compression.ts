@@ -97,7 +97,9 @@ export class Compression {
   /** The most rows that the sequence ever holds in a layer and head, however long its text; null: as many as the text has. */
   get mostRows(): number | null {
     if (!this.#o.isEndless) return null
-    return this.#o.chunkRows === null ? Math.max(this.#o.promptRows, this.budget + 1) : this.budget + this.#o.chunkRows
+    // LaCache swings about its budget by less than one row for each layer.
+    const most = this.budget + this.#tools.model.layers + 1
+    return this.#o.chunkRows === null ? Math.max(this.#o.promptRows, most) : most + this.#o.chunkRows
   }
 
   /**

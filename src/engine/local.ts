@@ -138,6 +138,7 @@ export class LocalEngine implements EngineApi, Disposable {
   async *generate(request: GenerateRequest): AsyncGenerator<GeneratePart, void, undefined> {
     this.#checkAlive()
     const task = await this.#generateTask(request)
+    this.#checkAlive()
     yield* this.#serve(task, task.parts)
   }
 
@@ -185,7 +186,8 @@ export class LocalEngine implements EngineApi, Disposable {
     const most = request.forced?.length ?? request.maxTokens
     const left = this.info.contextLength - prompt.length
     // An answer without end ends where the caller wants, or else where any other would.
-    const endless = compression?.isEndless && most !== undefined
+    const { contextLength } = this.info
+    const endless = most !== undefined && compression?.isEndless && compression.budget < contextLength
     const room = endless ? most : left
     if (left < 1 && !(endless && compression.chunkRows !== null))
       throw this.#overflow(prompt.length, ', at least one of them for the answer')

@@ -165,7 +165,8 @@ export class EngineLoop {
     const work = plan.work.flatMap((w): Piece[] => {
       const branch = this.#roster.running.find((b) => b.id === w.id)
       const rows = branch?.compression?.most(branch.computed, w.rows, tokenBudget) ?? w.rows
-      return branch ? [{ branch, rows, padding: w.padding ?? 0 }] : []
+      const padding = branch?.compression?.staged ? 0 : (w.padding ?? 0)
+      return branch ? [{ branch, rows, padding }] : []
     })
     if (!work.length) return changed || this.#preemptResting()
     for (const pieces of cutRuns(work, tokenBudget, maxSequences)) await this.#runPieces(pieces)
@@ -319,7 +320,8 @@ export class EngineLoop {
     compression.staged?.passed(rows, result.hidden)
     const seen = guarded(() => {
       compression.add(result.observed)
-      if (compression.isBehindPrompt) compression.afterDecode(branch.sequence!, result.observed ?? null)
+      // A piece of a padded batch can be padding alone.
+      if (rows > 0 && compression.isBehindPrompt) compression.afterDecode(branch.sequence!, result.observed ?? null)
     })
     return async () => {
       await seen

@@ -211,6 +211,12 @@ class Builder {
     let b: Build | null = null
     for (let layer = from; layer < to; layer++) {
       const active = step.items.filter((p) => layers(p).from <= layer && layer < layers(p).to)
+      if (!active.length) {
+        // Between the layers of two items that do not meet.
+        this.#active = []
+        b = null
+        continue
+      }
       if (!b || active.length !== this.#active.length || active.some((p, i) => p !== this.#active[i]!.item)) {
         x = this.#enter(x, active, layer)
         b = new Build(
