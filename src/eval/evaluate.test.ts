@@ -210,12 +210,12 @@ describe('policies', () => {
 
   it('prose: nothing is lost by keeping everything, something by keeping little', async () => {
     const compared = { policies: ['full', 'window'], budgets: ['4096t', 0.125] }
-    // One at a time: in batches of other sizes last bits differ.
+    // One at a time: in batches of other sizes last bits differ. So they do with another number of threads, which is chosen anew.
     const rows = await evaluate(engine, proseCells({ ...common, ...compared, n: 2 }), { concurrency: 1 })
     const [full, all, little] = rows
     for (const row of rows) assert.deepEqual([row.accuracy, row.mode, row.kl_by_example.length], [null, 'forced', 2])
     assert.deepEqual([full!.kl, full!.top1], [0, 1])
-    assert.deepEqual([all!.kl, all!.top1], [0, 1])
+    assert.ok(all!.kl! < 1e-5 && all!.top1 === 1, JSON.stringify(all))
     assert.ok(little!.kl! > 0.01 && little!.top1! < 0.95, JSON.stringify(little))
   })
 
