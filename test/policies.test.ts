@@ -44,7 +44,7 @@ const messages = [{ role: 'user', content: prompt }]
 
 async function answer(request: Partial<GenerateRequest>, on: LocalEngine = engine): Promise<number[]> {
   const tokens: number[] = []
-  const base = { messages, sampling: { temperature: 0 }, maxTokens: LONG, ignoreEnd: true }
+  const base = { messages, sampling: { temperature: 0, seed: 1 }, maxTokens: LONG, ignoreEnd: true }
   for await (const part of on.generate({ ...base, ...request })) if (part.kind === 'token') tokens.push(part.token)
   return tokens
 }

@@ -37,6 +37,17 @@ describe('kvasir eval', () => {
     )
   })
 
+  it('compares a policy of one’s own with others', async () => {
+    const args = ['eval', '--tasks', 'niah_single', '--lengths', '512', '--limit', '1', '-t', '1', '--budgets', '0.5']
+    const own = ['--policy-module', 'examples/policies/passages.ts', '--policies', 'full,passages?size=8']
+    const { rows } = json(await kvasir([...args, ...own, '--json']))
+    assert.deepEqual(
+      rows.map((r: { policy: string }) => r.policy),
+      ['full', 'passages?size=8'],
+    )
+    assert.ok(rows[1].kv_bytes < 0.7 * rows[1].kv_bytes_full)
+  })
+
   it('names the nearest task when one is misspelt', async () => {
     const done = await kvasir(['eval', '--tasks', 'niah_singel'])
     assert.equal(done.code, 1)

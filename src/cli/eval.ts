@@ -125,12 +125,16 @@ const table = new Table<EvalRow>([
 async function run(flags: Flags): Promise<void> {
   const { evaluate } = await import('../eval/evaluate.ts')
   const { Results } = await import('../eval/results.ts')
+  const { runFacts } = await import('../eval/row.ts')
+  const { loadPolicyModule } = await import('../policies/modules.ts')
+  // The engine's process loads them for itself; names and options are checked here.
+  for (const file of flags.policyModule ?? []) await loadPolicyModule(file)
   checkCount('--concurrency', flags.concurrency, 1)
   const cells = await cellsOf(flags)
   const longest = Math.max(...cells.map((cell) => cell.length))
   const context = flags.data ? {} : { context: longest + TURNS_ROOM }
   await using engine = await loadEngine(flags.model, { ...context, ...flags })
-  const results = flags.out === undefined ? null : new Results(flags.out, engine.info.name)
+  const results = flags.out === undefined ? null : new Results(flags.out, runFacts(engine.info, flags))
   const progress = flags.json && !process.stderr.isTTY ? noProgress : countBar('examples')
   const show = (text: string) => {
     if (!flags.json) process.stdout.write(text)

@@ -10,10 +10,13 @@
 export type Statistic =
   /** sum_i P[i, j, h] */
   | 'sum'
-  /** 1/(w-1) sum_i (P[i, j, h] - 1/w sum_i P[i, j, h])^2; needs w >= 2 */
+  /** 1/(w-1) sum_i (P[i, j, h] - 1/w sum_i P[i, j, h])^2; w is 2 to {@link MOST_COMPARED_ROWS} */
   | 'variance'
   /** sum_i -P[i, j, h] ln(P[i, j, h] + 1e-10) */
   | 'entropy'
+
+/** Query rows that can be compared with each other: their probabilities are in memory at once. */
+export const MOST_COMPARED_ROWS = 64
 
 /** Of one layer, reduced over the rows that were asked for. */
 export interface ObservedLayer {

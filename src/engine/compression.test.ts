@@ -63,6 +63,17 @@ describe('policies of one’s own', () => {
   })
 })
 
+describe('the seed', () => {
+  it('is one for plan and sampling: told at the end, it gives both again', async () => {
+    const ask = (seed?: number) =>
+      play({ policy: 'random', budget: 0.2, sampling: { temperature: 1, ...(seed === undefined ? {} : { seed }) } })
+    const first = await ask()
+    assert.deepEqual(ids((await ask(first.end.seed)).tokens), ids(first.tokens))
+    const others = await Promise.all([1, 2, 3].map((i) => ask(first.end.seed + i)))
+    assert.ok(others.some(({ tokens }) => ids(tokens).join() !== ids(first.tokens).join()))
+  })
+})
+
 describe('memory', () => {
   it('reaches the next plan, of forks too, and begins anew with the sequence', async () => {
     const seen: unknown[] = []
@@ -238,7 +249,8 @@ describe('a prompt that is read layer by layer', () => {
     const plain = await play({})
     for (const stages of [[0], [0, 1], [0, 3, 4], [...range(0, engine.model.config.layers)]]) {
       const ran: unknown[] = []
-      const name = staged(stages, (seen, { layers, ran: rows }) => {
+      const name = staged(stages, (seen, { layers, ran: rows, seen: tokens }) => {
+        assert.equal(tokens, rows.length, 'all of the prompt, at every stage')
         ran.push([layers.from, layers.to, rows.length, seen.length, seen[0]!.keys[0]])
         return { rows: null, next: null }
       })

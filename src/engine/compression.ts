@@ -208,7 +208,8 @@ export class Compression {
 
   #planOf(sequence: KvSequence, window: readonly ObservedLayer[] | null, computed: number): PromptPlan {
     const { definition, options } = this.#o.policy
-    const state = this.#state(sequence, computed)
+    // All rows of the prompt are known while it goes through the layers.
+    const state = this.#state(sequence, this.#staged ? this.#o.promptRows : computed)
     if (this.#staged) {
       const stage = { ...state, prompt: this.#o.ahead, layers: this.#staged.layers, ran: this.#staged.rows }
       return definition.afterStage!(this.#seenOf({ window }), stage, options)

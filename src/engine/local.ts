@@ -176,8 +176,9 @@ export class LocalEngine implements EngineApi, Disposable {
     this.#loop.wake()
   }
 
-  async #generateTask(request: GenerateRequest): Promise<GenerateTask> {
-    checkRequest(request, this.options.maxSequences)
+  async #generateTask(asked: GenerateRequest): Promise<GenerateTask> {
+    checkRequest(asked, this.options.maxSequences)
+    const request = this.#seeded(asked)
     const prompt = this.encodePrompt(request)
     const { store } = this
     const compression = await chooseCompression(request, prompt, { model: this.model.config, store }, (policy) =>
@@ -206,6 +207,13 @@ export class LocalEngine implements EngineApi, Disposable {
       compression,
       parts: new PartQueue(() => this.#loop.wake()),
     }
+  }
+
+  /** Policies and sampling draw from one seed, the one that the answer tells: given again, it gives the same plan and answer. */
+  #seeded(request: GenerateRequest): GenerateRequest {
+    const { policy, sampling = {} } = request
+    if (policy === undefined || sampling.seed !== undefined) return request
+    return { ...request, sampling: { ...sampling, seed: checkSampling(sampling, this.model.tokenizer.vocabSize).seed } }
   }
 
   #embedTask(request: EmbedRequest): EmbedTask {

@@ -13,6 +13,8 @@ export interface Dialogue {
   readonly steps: readonly Step[]
   /** Of each step. */
   readonly turns: readonly (Scored & { readonly maxTokens: number })[]
+  /** For policies that draw by chance. */
+  readonly seed: number
 }
 
 /** A text whose first tokens are the prompt, and whose next ones are to be predicted, place by place. */
@@ -22,6 +24,8 @@ export interface Passage {
   /** Tokens. */
   readonly prompt: number
   readonly continuation: number
+  /** For policies that draw by chance. */
+  readonly seed: number
 }
 
 export interface Cell {
@@ -70,7 +74,7 @@ export function taskCells({ tasks, modes, lengths, history, seed, n, count, ...c
       lengths.map((length): Cell => {
         const example = (i: number): Dialogue => {
           const made = task.make(seed + i, length, count)
-          return { kind: 'dialogue', steps: planSteps(made, { mode, history }), turns: made.turns }
+          return { kind: 'dialogue', steps: planSteps(made, { mode, history }), turns: made.turns, seed: seed + i }
         }
         return { task: task.name, length, mode, history, seed, n, treatments, example }
       }),
@@ -99,6 +103,7 @@ export function proseCells({
       text: proseText(seed + i, Math.ceil((length + CONTINUATION) * 1.05), count),
       prompt: length,
       continuation: CONTINUATION,
+      seed: seed + i,
     })
     return { task: PROSE, length, mode: 'forced', history: 'golden', seed, n, treatments, example }
   })
@@ -136,7 +141,7 @@ export function fileCells({ files, limit, lengths, tasks, ...compared }: FileCel
     const example = (i: number): Dialogue => {
       const { messages, answers, metric, maxTokens } = examples[i]!
       const turns = answers.map((turn) => ({ answers: turn, metric, maxTokens }))
-      return { kind: 'dialogue', steps: stepsOfMessages(messages), turns }
+      return { kind: 'dialogue', steps: stepsOfMessages(messages), turns, seed: i }
     }
     const n = examples.length
     return { task, length, mode: 'multi-turn', history: 'golden', seed: null, n, treatments, example }

@@ -18,7 +18,7 @@ import { readExamples } from './data.ts'
 import { evaluate, type Refusal } from './evaluate.ts'
 import type { Mode } from './plan.ts'
 import { Results, readRows } from './results.ts'
-import type { EvalRow } from './row.ts'
+import { type EvalRow, runFacts } from './row.ts'
 import { tasksNamed } from './tasks/index.ts'
 import { FULL } from './treatments.ts'
 
@@ -140,7 +140,7 @@ describe('generated tasks', () => {
   it('rows in a file are not run again, even behind half a line; others are', async () => {
     const path = join(folder, 'rows.jsonl')
     const run = async (names: string[], n: number) => {
-      const results = new Results(path, engine.info.name)
+      const results = new Results(path, runFacts(engine.info))
       const ran: EvalRow[] = []
       const rows = await evaluate(engine, cells(names, n), {
         finished: (cell, treatment) => results.find(cell, treatment),
@@ -158,10 +158,21 @@ describe('generated tasks', () => {
     assert.deepEqual(second.ran, ['rag'])
     assert.deepEqual(second.rows[0], first.rows[0])
     assert.deepEqual((await run(['niah_single'], 2)).ran, ['niah_single'])
-    assert.deepEqual(new Results(path, 'another model').find(cells(['rag'], 1)[0]!, FULL), undefined)
+    const known = (change: object) =>
+      new Results(path, { ...runFacts(engine.info), ...change }).find(cells(['rag'], 1)[0]!, FULL)
+    assert.deepEqual(known({}), second.rows[1])
+    // Another model, another quantisation of it, another cache, another way to ask.
+    for (const change of [
+      { model: 'x' },
+      { model_file: 'x.gguf' },
+      { type_k: 'q8_0' },
+      { type_v: 'q8_0' },
+      { raw: true },
+    ])
+      assert.equal(known(change), undefined, JSON.stringify(change))
     writeFileSync(path, '{"task": "a"}\n')
     assert.throws(
-      () => new Results(path, engine.info.name),
+      () => new Results(path, runFacts(engine.info)),
       (e: KvasirError) => e.code === 'INVALID_ARGUMENT' && /rows\.jsonl:1: not a row/.test(e.message),
     )
   })
@@ -263,17 +274,17 @@ describe('policies', () => {
     )
   })
 
-  it('rows are found by policy, budget and moment; those from before there were policies are of the full cache', () => {
+  it('rows are found by policy, budget and moment', () => {
     const path = join(folder, 'policies.jsonl')
     const [cell] = cells(['rag'], ['multi-turn'], 3, { policies: ['full', 'snapkv'], budgets: [0.5, 0.25] })
     const old = { task: 'rag', length: 512, mode: 'multi-turn', history: 'golden', seed: 0, n: 3 }
-    const row = { ...old, accuracy: 0.5, model: engine.info.name }
+    const row = { ...old, accuracy: 0.5, ...runFacts(engine.info), compress_at: null }
     const lines = [
       { ...row, policy: 'full', budget: 1 },
       { ...row, policy: 'snapkv', budget: 0.25, compress_at: 'question' },
     ]
     writeFileSync(path, lines.map((line) => `${JSON.stringify(line)}\n`).join(''))
-    const results = new Results(path, engine.info.name)
+    const results = new Results(path, runFacts(engine.info))
     assert.deepEqual(
       cell!.treatments.map((t) => results.find(cell!, t)?.policy),
       ['full', undefined, 'snapkv'],

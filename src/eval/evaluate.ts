@@ -7,7 +7,7 @@ import { KvasirError } from '../contract/errors.ts'
 import type { EngineApi } from '../engine/api.ts'
 import type { Cell } from './cells.ts'
 import { makePlayer } from './play.ts'
-import { type EvalRow, type Played, rowOf } from './row.ts'
+import { type EvalRow, type Played, rowOf, runFacts } from './row.ts'
 import { isFull, type Treatment } from './treatments.ts'
 
 /** A row that there is not: the policy cannot do what it is asked. */
@@ -97,8 +97,7 @@ export async function evaluate(
 
   function finish({ cell, treatment, played }: Entry): EvalRow {
     const inOrder = Array.from({ length: cell.n }, (_, j) => played.get(j)!)
-    const ownPrompts = !sharedPrompts || isFull(treatment)
-    return rowOf({ cell, treatment, played: inOrder, model: engine.info.name, ownPrompts })
+    return rowOf({ cell, treatment, played: inOrder, run: runFacts(engine.info, options) })
   }
 }
 

@@ -28,7 +28,7 @@ export function makePlayer(engine: EngineApi, example: Dialogue | Passage, optio
 }
 
 /** Turn by turn: each finds the last one's rows in the cache. */
-function dialoguePlayer(engine: EngineApi, { steps, turns }: Dialogue, { raw, salt }: PlayOptions): Player {
+function dialoguePlayer(engine: EngineApi, { steps, turns, seed }: Dialogue, { raw, salt }: PlayOptions): Player {
   const tokenize = remember((prompt: PromptRequest) => engine.tokenize(prompt))
   const tokensOf = (pieces: readonly Piece[], replies: readonly string[]) =>
     tokenize(raw ? { prompt: promptOf(pieces, replies) } : { messages: messagesOf(pieces, replies) })
@@ -51,7 +51,7 @@ function dialoguePlayer(engine: EngineApi, { steps, turns }: Dialogue, { raw, sa
         ...(await promptAt(step, treatment, replies)),
         ...cacheOf(treatment),
         salt: salt(treatment),
-        sampling: { temperature: 0 },
+        sampling: { temperature: 0, seed },
         maxTokens: turns[i]!.maxTokens,
         signal,
       })
@@ -63,7 +63,8 @@ function dialoguePlayer(engine: EngineApi, { steps, turns }: Dialogue, { raw, sa
 }
 
 /** The full cache's predictions are made once, for whichever treatment comes first. */
-function passagePlayer(engine: EngineApi, { text, prompt, continuation }: Passage, { salt }: PlayOptions): Player {
+function passagePlayer(engine: EngineApi, passage: Passage, { salt }: PlayOptions): Player {
+  const { text, prompt, continuation, seed } = passage
   const tokenize = remember((request: PromptRequest) => engine.tokenize(request))
   const predict = async (treatment: Treatment, signal: AbortSignal) => {
     const tokens = await tokenize({ prompt: text })
@@ -72,7 +73,7 @@ function passagePlayer(engine: EngineApi, { text, prompt, continuation }: Passag
       forced: tokens.slice(prompt, prompt + continuation),
       ...cacheOf(treatment),
       salt: salt(treatment),
-      sampling: { temperature: 0, logprobs: TOPS },
+      sampling: { temperature: 0, logprobs: TOPS, seed },
       signal,
     })
   }

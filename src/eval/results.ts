@@ -2,21 +2,21 @@
 import { appendFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { KvasirError } from '../contract/errors.ts'
 import type { Cell } from './cells.ts'
-import type { EvalRow } from './row.ts'
+import type { EvalRow, RunFacts } from './row.ts'
 import type { Treatment } from './treatments.ts'
 
 export class Results {
   readonly #path: string
-  readonly #model: string
+  readonly #run: RunFacts
   readonly #rows = new Map<string, EvalRow>()
 
   /**
-   * @param model rows of others in the same file are let be.
+   * @param run rows of other models, cache types and ways to ask in the same file are let be.
    * @throws KvasirError INVALID_ARGUMENT for files that hold something else, or cannot be read or written.
    */
-  constructor(path: string, model: string) {
+  constructor(path: string, run: RunFacts) {
     this.#path = path
-    this.#model = model
+    this.#run = run
     const text = this.#try(() => (existsSync(path) ? readFileSync(path, 'utf8') : ''))
     // A run that was killed while it wrote leaves half a line, which the next row must not be joined to.
     const whole = text.slice(0, text.lastIndexOf('\n') + 1)
@@ -24,9 +24,9 @@ export class Results {
     this.#try(() => writeFileSync(path, whole))
   }
 
-  /** The row of a cell that was run with the same model, treatment, mode, seed and number of examples. */
+  /** The row of a cell that was run in the same way, with the same treatment, mode, seed and number of examples. */
   find(cell: Cell, treatment: Treatment): EvalRow | undefined {
-    return this.#rows.get(keyOf(this.#model, cell, treatment))
+    return this.#rows.get(keyOf(this.#run, cell, treatment))
   }
 
   add(row: EvalRow): void {
@@ -46,12 +46,16 @@ export class Results {
 type Key = Pick<EvalRow, 'task' | 'length' | 'mode' | 'history' | 'seed' | 'n'>
 
 const keyOf = (
-  model: string,
+  { model, model_file, type_k, type_v, raw, shared_prompts }: RunFacts,
   { task, length, mode, history, seed, n }: Key,
   { policy, budget, compressAt }: Treatment,
-) => JSON.stringify([model, task, length, mode, history, seed, n, policy, budget, compressAt])
+) =>
+  JSON.stringify([
+    ...[model, model_file, type_k, type_v, raw, shared_prompts],
+    ...[task, length, mode, history, seed, n, policy, budget, compressAt],
+  ])
 
-const keyOfRow = (row: EvalRow) => keyOf(row.model, row, { ...row, compressAt: row.compress_at })
+const keyOfRow = (row: EvalRow) => keyOf(row, row, { ...row, compressAt: row.compress_at })
 
 /** All rows of some files, the last of those that were run twice. @throws KvasirError INVALID_ARGUMENT */
 export function readRows(paths: readonly string[]): EvalRow[] {
@@ -71,8 +75,8 @@ function parseRows(text: string, path: string): EvalRow[] {
   return text.split('\n').flatMap((line, i) => (line.trim() === '' ? [] : [parse(line, `${path}:${i + 1}`)]))
 }
 
-/** Fields that rows did not have when there were no policies: all of those were of the full cache. */
-const BEFORE_POLICIES = { compress_at: null, kl: null, kl_by_example: [], top1: null, policy_ms: 0 } as const
+/** Rows that do not say all of this are of older versions: what they do not say cannot be compared. */
+const TEXTS = ['task', 'policy', 'mode', 'model', 'model_file', 'type_k', 'type_v'] as const
 
 function parse(line: string, where: string): EvalRow {
   let row: Partial<EvalRow> | null = null
@@ -82,7 +86,8 @@ function parse(line: string, where: string): EvalRow {
     // Said below.
   }
   const isNumber = (x: unknown) => typeof x === 'number' || x === null
-  if (typeof row?.task !== 'string' || !isNumber(row.accuracy) || typeof row.model !== 'string')
+  const isRow = row !== null && TEXTS.every((field) => typeof row?.[field] === 'string') && isNumber(row.accuracy)
+  if (!isRow)
     throw new KvasirError('INVALID_ARGUMENT', `${where}: not a row of kvasir eval. Name another file`, { where })
-  return { ...BEFORE_POLICIES, ...row } as EvalRow
+  return row as EvalRow
 }

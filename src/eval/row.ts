@@ -1,9 +1,12 @@
 /** One line of results: a task at a length, under one policy and budget. */
+import { basename } from 'node:path'
+import type { EngineInfo } from '../engine/api.ts'
 import type { Timings } from '../engine/request.ts'
 import type { Cell } from './cells.ts'
+import type { EvalOptions } from './evaluate.ts'
 import type { CompressAt, History, Mode } from './plan.ts'
 import type { Agreement } from './score-divergence.ts'
-import type { Treatment } from './treatments.ts'
+import { isFull, type Treatment } from './treatments.ts'
 
 /** Names are those of the JSON lines that `kvasir eval --out` writes. All keys are always there. */
 export interface EvalRow {
@@ -13,7 +16,9 @@ export interface EvalRow {
   readonly budget: number | string
   /** What was in the cache when the policy shortened it; null: the whole prompt, or it shortened nothing. */
   readonly compress_at: CompressAt | null
+  /** Its name. */
   readonly task: string
+  /** Of the context, tokens, nominal. */
   readonly length: number
   /** `forced`: the continuation is given; nothing is asked. */
   readonly mode: Mode | 'forced'
@@ -44,9 +49,30 @@ export interface EvalRow {
   readonly kv_bytes: number
   /** The same, had everything been kept. */
   readonly kv_bytes_full: number
+  /** As the file names it. */
   readonly model: string
+  /** Name of the file, which tells quantisations of one model apart. */
+  readonly model_file: string
+  /** Types of cached keys and values. */
+  readonly type_k: string
+  readonly type_v: string
+  /** Asked without a chat template. */
+  readonly raw: boolean
+  /** Prompts were computed once for all policies. */
+  readonly shared_prompts: boolean
+  /** Whose replies later turns saw. */
   readonly history: History
+  /** Of the first example; null: examples of a file. */
   readonly seed: number | null
+}
+
+/** What all rows of a run have in common. */
+export type RunFacts = Pick<EvalRow, 'model' | 'model_file' | 'type_k' | 'type_v' | 'raw' | 'shared_prompts'>
+
+export function runFacts(info: EngineInfo, { raw = false, sharedPrompts = false }: EvalOptions = {}): RunFacts {
+  const { name, file, keyType, valueType } = info
+  const types = { type_k: keyType, type_v: valueType }
+  return { model: name, model_file: basename(file), ...types, raw, shared_prompts: sharedPrompts }
 }
 
 /** What an example came to. */
@@ -64,12 +90,10 @@ export interface RowFacts {
   readonly treatment: Treatment
   /** [n] */
   readonly played: readonly Played[]
-  readonly model: string
-  /** Whether the prompts were computed for this row. */
-  readonly ownPrompts: boolean
+  readonly run: RunFacts
 }
 
-export function rowOf({ cell, treatment, played, model, ownPrompts }: RowFacts): EvalRow {
+export function rowOf({ cell, treatment, played, run }: RowFacts): EvalRow {
   const { task, length, mode, history, seed, n } = cell
   const { policy, budget, compressAt } = treatment
   const agreements = played.flatMap((p) => p.agreement ?? [])
@@ -86,12 +110,12 @@ export function rowOf({ cell, treatment, played, model, ownPrompts }: RowFacts):
     kl: agreements.length ? mean(agreements.map((a) => a.kl)) : null,
     kl_by_example: agreements.map((a) => a.kl),
     top1: agreements.length ? mean(agreements.map((a) => a.top1)) : null,
-    ttft_ms: ownPrompts ? mean(first.map((t) => t.ttft_ms)) : null,
+    ttft_ms: !run.shared_prompts || isFull(treatment) ? mean(first.map((t) => t.ttft_ms)) : null,
     policy_ms: mean(first.map((t) => t.policy_ms)),
     decode_tok_s: speed(played.flatMap((p) => p.timings)),
     kv_bytes: Math.round(mean(last.map((t) => t.kv_bytes))),
     kv_bytes_full: Math.round(mean(last.map((t) => t.kv_bytes_full))),
-    ...{ model, history, seed },
+    ...{ ...run, history, seed },
   }
 }
 

@@ -3,9 +3,10 @@
  * Kullback-Leibler divergence KL(full || policy) in nats, and how often the likeliest token is the same.
  *
  * Logits give it exactly. An engine's parts hold, with `sampling.logprobs`, no more than the 20 likeliest tokens of each
- * side. From those: S = the tokens that are in both lists; all others, on either side, are lumped into one event "rest"
- * with p(rest) = 1 - sum of p over S. The sum then runs over S and rest. Lumping never raises a divergence (log sum
- * inequality), so this is a lower bound of the exact one, tight where the lists hold nearly all of the mass.
+ * side. From those: S = the tokens that are in both lists; A = those of the full cache's list alone, one event; all others one
+ * event more. The sum runs over S, A and the rest. Lumping never raises a divergence (log sum inequality); q(A) is not known, but no
+ * more than |A| times the least of the policy's list, and where that leaves a choice the least divergence is taken. So this is a lower
+ * bound of the exact one, tight where the lists hold nearly all of the mass.
  *
  * Both sides must be at the same token of the same text. A grammar that allows one text does not bring that about: it leaves
  * the model free to spell it with other tokens.
@@ -52,22 +53,40 @@ export function klOfLogits(p: Float32Array, q: Float32Array): number {
   return kl
 }
 
-/** The lower bound of KL(p || q) that two lists of likeliest tokens give, in nats. */
+/**
+ * The lower bound of KL(p || q) that two lists of likeliest tokens give, in nats. Tokens of p's list that are not in q's are no
+ * likelier there than the last one that is, which bounds their share of q's rest.
+ */
 export function klOfTops(p: readonly TokenLogprob[], q: readonly TokenLogprob[]): number {
   const other = new Map(q.map(({ token, logprob }) => [token, logprob]))
   let kl = 0
   let restP = 1
   let restQ = 1
+  let missed = 0
+  let missedP = 0
   for (const { token, logprob } of p) {
     const logQ = other.get(token)
-    if (logQ === undefined) continue
     const x = Math.exp(logprob)
+    if (logQ === undefined) {
+      missed++
+      missedP += x
+      continue
+    }
     kl += x * (logprob - logQ)
     restP -= x
     restQ -= Math.exp(logQ)
   }
-  if (restP > LEAST_REST) kl += restP * Math.log(restP / Math.max(restQ, LEAST_REST))
+  const last = q.at(-1)
+  // As large as it may be, but no larger than makes both shares of the rest alike, where the bound is least.
+  const alike = restP > 0 ? (restQ * missedP) / restP : 0
+  const missedQ = last ? Math.min(alike, missed * Math.exp(last.logprob)) : alike
+  kl += term(missedP, missedQ) + term(restP - missedP, restQ - missedQ)
   return Math.max(0, kl)
+}
+
+/** p ln(p / q) of a lump of tokens. */
+function term(p: number, q: number): number {
+  return p > LEAST_REST ? p * Math.log(p / Math.max(q, LEAST_REST)) : 0
 }
 
 function agreement<T>(

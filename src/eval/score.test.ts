@@ -124,8 +124,8 @@ describe('divergence from the full cache', () => {
     assert.throws(() => klOfLogits(logits(P), logits([0.5, 0.5])), RangeError)
   })
 
-  it('lumps what is not in both lists', () => {
-    // Common: token 0, 0.5 against 0.25. The rest: 0.5 against 0.75.
+  it('lumps what is not in both lists, and knows that a token below a list is no likelier than its last', () => {
+    // Common: token 0, 0.5 against 0.25. Token 1: 0.3 against 0.25 at most. The rest: 0.2 against 0.5 or more.
     const p = tops([
       [0, 0.5],
       [1, 0.3],
@@ -134,7 +134,10 @@ describe('divergence from the full cache', () => {
       [2, 0.5],
       [0, 0.25],
     ])
-    close(klOfTops(p, q), 0.5 * Math.log(2) + 0.5 * Math.log(0.5 / 0.75))
+    close(klOfTops(p, q), 0.5 * Math.log(2) + 0.3 * Math.log(0.3 / 0.25) + 0.2 * Math.log(0.2 / 0.5))
+    // Lists that share nothing: token 0 is 0.9 against 0.1 at most.
+    const far = klOfTops(tops([[0, 0.9]]), tops([[1, 0.1]]))
+    close(far, 0.9 * Math.log(0.9 / 0.1) + 0.1 * Math.log(0.1 / 0.9))
   })
 
   it('is never above the exact one, equals it when the lists hold everything, and is finite when they hold all of q', () => {

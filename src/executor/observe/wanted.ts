@@ -1,13 +1,13 @@
 /** What an item wants to see of its attention: checked, and as a part of a graph's key. */
 import type { KvasirError } from '../../contract/errors.ts'
-import type { Statistic } from '../../contract/observation.ts'
+import { MOST_COMPARED_ROWS, type Statistic } from '../../contract/observation.ts'
 import type { WorkOutputs } from '../../contract/work-item.ts'
 
 /** In the order in which graphs make them. */
 export const STATISTICS = ['sum', 'variance', 'entropy'] as const satisfies readonly Statistic[]
 
 /** Rows that are looked at together: the most whose probabilities, f32 [n, rows, H], there is memory for at once. */
-export const OBSERVED_ROWS = 64
+export const OBSERVED_ROWS = MOST_COMPARED_ROWS
 
 export type Observe = NonNullable<WorkOutputs['observe']>
 

@@ -101,7 +101,10 @@ test('goes as layer budgets with another scorer', () => {
 
 test('a window of one row has no variance', () => {
   assert.throws(() => choosePolicy('cake?window=1'), /'window' must be a whole number from 2/)
-  assert.throws(() => choosePolicy('snapkv?layers=cake&window=1'), /window must be 2 rows or more/)
+  for (const window of [1, 65]) {
+    assert.throws(() => choosePolicy(`snapkv?layers=cake&window=${window}`), /window must be 2 to 64 rows/)
+    assert.throws(() => choosePolicy(`cake?window=${window}`), /'window' must be a whole number from 2 to 64/)
+  }
 })
 
 describe('cascade', () => {

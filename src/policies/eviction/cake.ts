@@ -11,11 +11,12 @@
  * Cascade  prefill=cascade: behind each layer m the shares are taken among layers 0 to m, and layers that have more are cut. At
  *          any time at most Lyr budget + n rows per KV head are held, n of them by the layer at work
  * Differs  allocated once by default, when the prompt is complete: the same rows, but for one a layer that truncation may move, and
- *          prompts may begin with stored prefixes; but the whole prompt is held for a moment. A prompt between budget and budget + w is cut by s at once; the authors cut it by one query of the answer. What truncation
- *          leaves over is given out, none is lost; in the cascade to layers that still have it. `least` is ours
+ *          prompts may begin with stored prefixes; but the whole prompt is held for a moment. A prompt between budget and
+ *          budget + w is cut by s at once; the authors cut it by one query of the answer. What truncation leaves over is given
+ *          out, none is lost; in the cascade to layers that still have it. `least` is ours
  * Exact    if budget >= n
  */
-import type { Observation, ObservedLayer } from '../../contract/observation.ts'
+import { MOST_COMPARED_ROWS, type Observation, type ObservedLayer } from '../../contract/observation.ts'
 import type { OptionSpecs, OptionsOf, StagePlan, StageState } from '../../contract/policy.ts'
 import { definePolicy } from '../define.ts'
 import { headOptions, layerOptions } from '../parts/allocation.ts'
@@ -28,7 +29,7 @@ import { capTo } from '../parts/shares.ts'
 import { oddKernel, poolOption, windowOption } from '../parts/window-options.ts'
 
 const OPTIONS = {
-  ...windowOption(32, 2),
+  ...windowOption(32, 2, MOST_COMPARED_ROWS),
   gamma: { kind: 'number', default: 200, min: 0, max: 1e6, help: "weight of the variance; the paper's is 200" },
   ...poolOption(5, 'avg'),
   prefill: {

@@ -2,7 +2,7 @@
  * A policy made of parts, in this order: which rows stay anyway; what the others are worth; how layers, then heads share the
  * places that are left; the best get them, and the losers are dropped.
  */
-import type { Observation, ObservationNeeds } from '../../contract/observation.ts'
+import { MOST_COMPARED_ROWS, type Observation, type ObservationNeeds } from '../../contract/observation.ts'
 import type { CompressionPlan, OptionSpecs, OptionsOf, PolicyDefinition, PolicyState } from '../../contract/policy.ts'
 import { definePolicy } from '../define.ts'
 import { type AllocationOptions, allocationNeeds, headBudgets, layerBudgets } from './allocation.ts'
@@ -61,9 +61,11 @@ export function scored<const S extends OptionSpecs>(parts: ScoredParts<S>): Poli
     paper,
     options,
     check(o) {
-      const rows = observes(o).window?.rows ?? 2
-      const sees = allocation(o).layers !== 'cake' || rows >= 2
-      return sees ? (parts.check?.(o) ?? null) : 'layers=cake compares queries: the window must be 2 rows or more'
+      const { window } = observes(o)
+      const compares = window?.statistics.includes('variance') ?? false
+      if (compares && (window!.rows < 2 || window!.rows > MOST_COMPARED_ROWS))
+        return `layers=cake compares queries: the window must be 2 to ${MOST_COMPARED_ROWS} rows`
+      return parts.check?.(o) ?? null
     },
     calibration: (o) => (allocation(o).layers === 'error' ? 'compresskv' : (parts.calibration?.(o) ?? null)),
     observes,

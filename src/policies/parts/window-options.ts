@@ -2,13 +2,14 @@
 import type { OptionSpecs } from '../../contract/policy.ts'
 import type { Pooling } from './scores.ts'
 
-export const windowOption = (rows: number, min = 1) =>
+/** @param most fewer where queries are compared with each other */
+export const windowOption = (rows: number, min = 1, most = 1024) =>
   ({
     window: {
       kind: 'number',
       default: rows,
       min,
-      max: 1024,
+      max: most,
       whole: true,
       help: 'last queries of the prompt that vote; their own rows stay, at most half the budget',
     },
