@@ -118,6 +118,10 @@ export class Branch implements Disposable {
     // An answer without end holds fewer rows than it has tokens.
     const excess = Math.max(0, this.tokens.length - (this.compression?.mostRows ?? this.tokens.length))
     const computed = Math.max(0, (this.sequence ? this.computed : cached) - excess)
+    const rows = this.tokens.length - excess
+    // Rows behind its next plan cannot run yet, and must not take the place of others.
+    const due = this.sequence && this.compression && !this.compression.staged
+    const next = due ? this.compression!.most(this.computed, rows - computed, rows) : rows - computed
     return {
       id: this.id,
       tenant: task.tenant,
@@ -125,7 +129,7 @@ export class Branch implements Disposable {
       arrivalMs: task.arrivedMs,
       deadlineMs: task.deadlineMs,
       phase: this.#phase,
-      rows: this.tokens.length - excess,
+      rows: computed + next,
       computed,
       generated: this.generated,
       maxTokens: task.maxTokens,

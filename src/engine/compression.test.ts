@@ -1,6 +1,7 @@
 /** What the engine does for a policy, seen by policies that are made for that. */
 import assert from 'node:assert/strict'
 import { after, before, describe, it } from 'node:test'
+import { setTimeout } from 'node:timers/promises'
 import type { ObservedLayer } from '../contract/observation.ts'
 import type { CompressionPlan, PolicyDefinition, PolicyState, StageState } from '../contract/policy.ts'
 import { definePolicy, registerPolicy } from '../policies/index.ts'
@@ -137,6 +138,22 @@ describe('a prompt of which a part is shortened', () => {
       ids((await play({ policy: name, budget: 512, compressAt: 70 })).tokens),
       ids((await play({})).tokens),
     )
+  })
+
+  it('what is read row by row behind it leaves the rest of each step to others', async () => {
+    let rows = 0
+    const slow = policy({
+      afterDecode: () => {
+        rows++
+        return { kind: 'keep-all' }
+      },
+    })
+    const first = play({ policy: slow, budget: 512, compressAt: 10 })
+    while (rows < 3) await setTimeout(1)
+    const before = rows
+    await play({ messages: [{ role: 'user', content: 'Which animal does she keep?' }], maxTokens: 1 })
+    assert.ok(rows - before < 20, `${rows - before} rows went before`)
+    await first
   })
 
   it('must be named within the prompt, and by a policy', async () => {

@@ -10,7 +10,7 @@
 import { carryOut } from '../cache/carry-out.ts'
 import type { KvSequence, KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
-import type { Observation, ObservedLayer } from '../contract/observation.ts'
+import type { Observation, ObservationNeeds, ObservedLayer } from '../contract/observation.ts'
 import type { CompressionPlan, PolicyState, StagePlan } from '../contract/policy.ts'
 import type { Range } from '../contract/units.ts'
 import type { WorkInput, WorkItem, WorkOutputs } from '../contract/work-item.ts'
@@ -36,6 +36,8 @@ export class Compression {
   readonly #prompt: Int32Array
   readonly #o: CompressionOptions
   readonly #columns: ColumnSums | null
+  /** What the policy has to see. */
+  readonly needs: ObservationNeeds
   /** What became of the prompt, in order. */
   #plans: PromptPlan[] = []
   /** How many of them were carried out since the sequence began. */
@@ -50,6 +52,7 @@ export class Compression {
     this.#tools = tools
     this.#prompt = prompt
     this.#o = o
+    this.needs = o.policy.definition.observes(o.policy.options)
     this.#columns = this.needs.columns ? new ColumnSums() : null
     this.#startStages()
   }
@@ -63,10 +66,6 @@ export class Compression {
   /** Rows per layer and KV head, on average. */
   get budget(): number {
     return this.#o.budget
-  }
-
-  get needs() {
-    return this.#o.policy.definition.observes(this.#o.policy.options)
   }
 
   /** Rows of the prompt that may come from stored prefixes. */

@@ -348,7 +348,12 @@ export class EngineLoop {
     this.#roster.totals.steps++
     const decodes = pieces.filter((p) => p.rows === 1 && p.branch.generated > 0)
     const prefillRows = pieces.reduce((sum, p) => sum + p.rows + p.padding, 0) - decodes.length
-    this.#roster.rates.step(prefillRows, decodes.length, totalMs)
+    // Rows that passed some of the layers count by how many.
+    const skipped = pieces.reduce((sum, { branch, rows }) => {
+      const { from = 0, to = this.#model.config.layers } = branch.compression?.staged?.layers ?? {}
+      return sum + rows * (1 - (to - from) / this.#model.config.layers)
+    }, 0)
+    this.#roster.rates.step(prefillRows - skipped, decodes.length, totalMs)
     for (const task of new Set(pieces.map((p) => p.branch.task))) task.computeMs += computeMs
     this.#events.add({
       ...{ kind: 'step-end', prefillRows, decodeRows: decodes.length, sequences: pieces.length },

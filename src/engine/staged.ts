@@ -17,7 +17,7 @@ export class StagedPrompt {
   #rows: Int32Array
   /** [D, rows]: as they enter the stage; null: as tokens. */
   #entering: Float32Array | null = null
-  /** [D, rows]: as they leave it; null behind the last layer. */
+  /** [D, rows]: as they leave it; null behind the last layer, and before the first rows. */
   #leaving: Float32Array | null = null
 
   /** @param firsts first layers of the stages, ascending from 0 */
@@ -27,7 +27,6 @@ export class StagedPrompt {
     this.#width = width
     this.#firsts = firsts
     this.#rows = Int32Array.from(tokens.keys())
-    this.#makeRoom()
   }
 
   /** Layers of the stage at hand. */
@@ -82,7 +81,9 @@ export class StagedPrompt {
 
   /** The next rows were computed. @param hidden f32 [D, rows]; null behind the last layer */
   passed(rows: number, hidden: Float32Array | null): void {
-    if (hidden) this.#leaving!.set(hidden, this.#done * this.#width)
+    // No room is taken before it is used: those that wait have none.
+    if (hidden)
+      (this.#leaving ??= new Float32Array(this.#width * this.#rows.length)).set(hidden, this.#done * this.#width)
     this.#done += rows
   }
 
@@ -96,12 +97,8 @@ export class StagedPrompt {
       this.#entering = rows
       this.#rows = Int32Array.from(next, (row) => this.#rows[row]!)
     } else this.#entering = all
+    this.#leaving = null
     this.#stage++
     this.#done = 0
-    this.#makeRoom()
-  }
-
-  #makeRoom(): void {
-    this.#leaving = this.isLast ? null : new Float32Array(this.#width * this.#rows.length)
   }
 }
