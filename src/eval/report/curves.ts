@@ -20,7 +20,7 @@ export interface Divergence {
 
 /** Of prose, mean over its lengths. Null: there is none. */
 export function divergenceOf(rows: readonly EvalRow[]): Divergence | null {
-  const prose = rows.filter((row) => row.kl !== null && !isFull(row))
+  const prose = inAllLengths(rows.filter((row) => row.kl !== null && !isFull(row)))
   if (prose.length === 0) return null
   const series = [...groupBy(prose, (row) => row.policy)].map(([policy, all]) => {
     const points = [...groupBy(all, (row) => row.budget)].map(([budget, same]): DivergencePoint => {
@@ -31,6 +31,13 @@ export function divergenceOf(rows: readonly EvalRow[]): Divergence | null {
   })
   const lengths = unique(prose.map((row) => row.length)).sort((a, b) => a - b)
   return { lengths, n: Math.max(...prose.map((row) => row.n)), series }
+}
+
+/** Rows of policies and budgets that were run at all lengths: a mean over others would be one of other texts. */
+function inAllLengths(rows: readonly EvalRow[]): EvalRow[] {
+  const lengths = unique(rows.map((row) => row.length)).length
+  const treatments = groupBy(rows, (row) => JSON.stringify([row.policy, row.budget]))
+  return [...treatments.values()].filter((of) => unique(of.map((r) => r.length)).length === lengths).flat()
 }
 
 export interface Turns {
@@ -49,7 +56,9 @@ export function turnsOf(rows: readonly EvalRow[], wanted = 0.25): Turns | null {
   const budget = budgets.reduce((best, b) => (distance(b, wanted) < distance(best, wanted) ? b : best), budgets[0] ?? 1)
   if (most < 2 || budgets.length === 0) return null
   const shown = long.filter((row) => isFull(row) || row.budget === budget)
-  const series = [...groupBy(shown, (row) => row.policy)].map(([policy, same]) => {
+  const cells = (of: readonly EvalRow[]) => unique(of.map((row) => `${row.task} ${row.length}`)).length
+  const whole = [...groupBy(shown, (row) => row.policy)].filter(([, same]) => cells(same) === cells(shown))
+  const series = whole.map(([policy, same]) => {
     const turns = Array.from({ length: most }, (_, i) => mean(same.map((row) => row.accuracy_by_turn[i]!)))
     return { policy, turns }
   })

@@ -2,6 +2,7 @@
 import { percent } from './charts.ts'
 import { groupBy } from './lists.ts'
 import { facts, middleBudget } from './page.ts'
+import { aboutPanel } from './panels.ts'
 import type { Report } from './report.ts'
 import { type DataTable, divergenceTable, marginTable, overviewTable } from './tables.ts'
 
@@ -13,7 +14,7 @@ export function drawMarkdown(report: Report, pictures: readonly string[]): strin
 
 <!-- made by kvasir report: do not edit -->
 
-${facts(report)} The same with all its pictures: [index.html](index.html).
+${facts(report)} Bytes count questions and answers, too: they come on top of a budget where a policy does not go on in the answer. The same with all its pictures: [index.html](index.html).
 
 ${pictures.map((file) => `![${file.replace('.svg', '')}](${file})`).join('\n\n')}
 
@@ -29,11 +30,11 @@ ${commands.join('\n')}
 }
 
 function panelText(panel: Report['panels'][number]): string {
-  const { group, tasks, lengths, n, full } = panel
-  const known = full ? `; the full cache: ${percent(full.accuracy)}` : ''
+  const { group, full } = panel
+  const known = full ? ` The full cache: ${percent(full.accuracy)}.` : ''
   return `### ${group}
 
-${tasks.join(', ')}; ${lengths.join(', ')} tokens; ${n} examples each${known}. Margins in points, with 95 % intervals; bold: the interval does not hold 0.
+${aboutPanel(panel)}${known}
 
 ${table(marginTable(panel))}
 `

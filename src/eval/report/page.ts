@@ -5,7 +5,7 @@ import { accuracyChart, klChart, percent, topChart, turnsChart } from './charts.
 import { groupBy, unique } from './lists.ts'
 import { PAGE_CSS } from './page-css.ts'
 import { escaped, paletteCss, type Styles } from './palette.ts'
-import type { Panel } from './panels.ts'
+import { aboutPanel, type Panel } from './panels.ts'
 import type { Report } from './report.ts'
 import { costTable, type DataTable, divergenceTable, marginTable, overviewTable } from './tables.ts'
 
@@ -39,7 +39,7 @@ ${turns ? `<section><h2>Turn by turn</h2><p>The cache was shortened with the fir
 ${divergence ? `<section><h2>On prose</h2><p>${divergenceText(report)}</p><div class="charts">${figure(klChart(divergence), styles)}${figure(topChart(divergence), styles)}</div>${details('Divergence as numbers', divergenceTable(divergence))}</section>` : ''}
 <section><h2>What it costs</h2><p>Several examples ran at once, so these are times of shared work: compare them with each other only. An empty cell: the prompt had been computed for another policy before.</p>${details('Times', costTable(costs))}</section>
 <section><h2>How it was made</h2><pre>${commands.map(escaped).join('\n')}</pre>
-<p>Kvasir ${escaped(report.version)}. Bytes are measured in the store: whole blocks of 32 rows for each layer and KV head, those of the question and the answer included. Intervals: 95 %, bootstrap over examples, paired, within each task and length.</p></section>
+<p>Kvasir ${escaped(report.version)}. Bytes are measured in the store: whole blocks of 32 rows for each layer and KV head, those of the question and the answer included. Intervals: 95 %, bootstrap over examples, paired, within each task and length, widened for their number.</p></section>
 </main>
 </html>
 `
@@ -70,11 +70,7 @@ function figure(chart: Chart, styles: Styles): string {
 }
 
 function panelDetails(panel: Panel): string {
-  const { group, tasks, lengths, n, incomplete } = panel
-  const note = `${tasks.join(', ')}; ${lengths.join(', ')} tokens; ${n} examples each. Margins in points [95 % interval], at the same budget; bold: the interval does not hold 0.`
-  const left = incomplete.map(({ policy, budget }) => `${policy} at ${budget}`).join(', ')
-  const missing = left ? ` Not in all tasks and lengths, so not shown: ${left}.` : ''
-  return details(`${group}: margins`, marginTable(panel), note + missing)
+  return details(`${panel.group}: margins`, marginTable(panel), aboutPanel(panel))
 }
 
 function details(summary: string, table: DataTable, note = ''): string {

@@ -137,6 +137,16 @@ function panelOf(group: string, setting: Setting, full: readonly AskedRow[], tre
   }
 }
 
+/** What stands in a panel, and how to read its margins. */
+export function aboutPanel({ tasks, lengths, n, incomplete }: Panel): string {
+  const left = incomplete.map(({ policy, budget }) => `${policy} at ${budget}`).join(', ')
+  return (
+    `${tasks.join(', ')}; ${lengths.join(', ')} tokens; ${n} examples each. Margins in points [95 % interval], at the same budget; ` +
+    'bold: the interval does not hold 0 and, but for the full cache, bytes are equal within a tenth.' +
+    (left ? ` Not in all tasks and lengths, so not shown: ${left}.` : '')
+  )
+}
+
 const treatmentOf = (row: AskedRow) => JSON.stringify([row.policy, row.budget])
 
 /** Tasks and lengths of at least half of the treatments: a few rows more of one of them must not cost all others their place. */
@@ -159,7 +169,7 @@ function point(cells: readonly string[], of: readonly AskedRow[]): Point {
 
 /** Of cells that were run with several numbers of examples, those with most. */
 function largest(rows: readonly AskedRow[]): AskedRow[] {
-  const key = (r: AskedRow) => JSON.stringify([r.policy, r.budget, r.compress_at, cellOf(r), r.mode])
+  const key = (r: AskedRow) => JSON.stringify([r.policy, r.budget, r.compress_at, cellOf(r), r.mode, r.seed, r.history])
   return [...groupBy(rows, key).values()].map((same) => same.reduce((a, b) => (b.n > a.n ? b : a)))
 }
 

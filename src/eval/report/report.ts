@@ -51,7 +51,8 @@ export function readReport(given: readonly EvalRow[], { version, files, folder }
     styles: stylesOf(policies),
     turns: turnsOf(rows),
     costs: costsOf(rows),
-    commands: [...commandsFor(rows, files[0]!), `npm run kvasir -- report ${files.join(' ')} --out ${folder}`],
+    // All rows in one file are the same report.
+    commands: [...commandsFor(rows, files[0]!), `npm run kvasir -- report ${files[0]!} --out ${folder}`],
   }
 }
 
