@@ -1,12 +1,11 @@
 /** Where benches keep the models they write: a folder of the user's cache, emptied by hand. */
 import { existsSync } from 'node:fs'
-import { homedir } from 'node:os'
 import { join } from 'node:path'
+import { cacheFolder as kvasirFolder } from '../src/folders.ts'
 import { type RandomModel, writeRandomModel } from './random-model.ts'
 
 export function cacheFolder(): string {
-  const base = process.env['KVASIR_CACHE'] ?? join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'kvasir')
-  return join(base, 'bench')
+  return join(kvasirFolder(), 'bench')
 }
 
 /** Changes whenever the writer does, so that no stale file is used. */

@@ -11,10 +11,10 @@
  */
 import { createHash, randomBytes } from 'node:crypto'
 import { type FileHandle, mkdir, open, readFile, realpath, rename, unlink, writeFile } from 'node:fs/promises'
-import { homedir } from 'node:os'
 import { join } from 'node:path'
 import { KvasirError } from '../contract/errors.ts'
 import type { BlockHash } from '../contract/events.ts'
+import { cacheFolder } from '../folders.ts'
 
 /** Data that JSON can hold. Numbers are finite. */
 export type Plain = null | boolean | number | string | readonly Plain[] | { readonly [key: string]: Plain }
@@ -198,7 +198,7 @@ function invalid(message: string): KvasirError {
 // digest of a model file ----------------------------------------------------------------------------------------------
 
 export interface FileDigestOptions {
-  /** Folder for remembered digests; null: none. Default `$KVASIR_CACHE/digests`, else `~/.cache/kvasir/digests`. */
+  /** Folder for remembered digests; null: none. Default: `digests` in Kvasir's cache folder. */
   readonly cache?: string | null
   /** Wall clock in ms; for tests. */
   readonly now?: () => number
@@ -267,7 +267,7 @@ export async function fileDigest(path: string, options: FileDigestOptions = {}):
 }
 
 function defaultDigestFolder(): string {
-  return join(process.env['KVASIR_CACHE'] || join(homedir(), '.cache', 'kvasir'), 'digests')
+  return join(cacheFolder(), 'digests')
 }
 
 async function nameOf(path: string): Promise<string> {

@@ -343,29 +343,23 @@ describe('a prompt that is read layer by layer', () => {
   })
 
   it('begins anew after a preemption, and repeats its plans', async () => {
-    const bytes = engine.info.kvBytesPerToken * 32 * 8
-    await using tight = await LocalEngine.load('house', {
-      contextLength: 512,
-      threads: 1,
-      tokenBudget: 64,
-      kvMemory: bytes,
+    const long = [{ role: 'user', content: `${text} ${text} ${text}` }]
+    // 16 pages: room for one of them and a little more.
+    const kvMemory = engine.info.kvBytesPerToken * 32 * 16
+    await using tight = await LocalEngine.load('house', { contextLength: 512, threads: 1, tokenBudget: 64, kvMemory })
+    // Each layer is cut when it is done, so that others are let in while the next ones still need room.
+    const every = range(0, engine.model.config.layers)
+    const name = staged([...every], (_, { layers, model, positions }) => {
+      const newest = (n: number) => range(Math.max(0, n - 10), n)
+      const cut = (layer: number) =>
+        Array.from({ length: model.kvHeads }, (_, head) => newest(positions(layer, head).length))
+      return { rows: Array.from({ length: layers.to }, (_, layer) => cut(layer)), next: null }
     })
-    const name = staged([0, 4], (_, state) => {
-      const n = state.ran.length
-      const rows = Array.from({ length: state.layers.to }, () =>
-        Array.from({ length: state.model.kvHeads }, () => range(Math.max(0, n - 40), n)),
-      ).map((heads, l) =>
-        heads.map((r, h) => (state.positions(l, h).length === n ? r : range(0, state.positions(l, h).length))),
-      )
-      return { rows, next: null }
-    })
-    const alone = await play({ policy: name, budget: 40 }, tight)
-    const both = await Promise.all([
-      play({ policy: name, budget: 40 }, tight),
-      play({ policy: name, budget: 40 }, tight),
-      play({}, tight),
-    ])
+    const asked = { policy: name, budget: 40, messages: long }
+    const alone = await play(asked, tight)
+    const both = await Promise.all([play(asked, tight), play(asked, tight), play({ messages: long }, tight)])
     for (const { tokens } of both.slice(0, 2)) assert.deepEqual(ids(tokens).slice(0, 4), ids(alone.tokens).slice(0, 4))
+    assert.ok((await tight.status()).totals.preemptions > 0)
   })
 })
 
