@@ -1,13 +1,14 @@
 /**
  * `kvasir bench stall`: what four running answers feel of long prompts that come in, under each scheduler. Gaps between tokens
- * as their reader sees them, in one process with the engine: *quiet* while nothing else runs, at 512 to 800 rows of context;
- * *loaded* while a prompt is being computed, from its admission until its first token (where the gap's middle lies decides).
- * First tokens are no gaps. Prompts come one at a time, each to four answers that start anew, and the schedulers take turns,
- * so that the machine's mood falls on all.
+ * as their reader sees them, in one process with the engine: *loaded* while a prompt is being computed, from its admission
+ * until its first token (where the gap's middle lies decides); *quiet* while nothing else runs, as many tokens before the
+ * prompt as behind it: answers grow by thousands of rows while a prompt is computed in small pieces, and a gap is longer for
+ * that alone. First tokens are no gaps. Prompts come one at a time, each to four answers that start anew, and the schedulers
+ * take turns, so that the machine's mood falls on all.
  *
  * The budget of `sarathi-serve` follows from the aim: a gap beside a prompt is the time of a step of tau rows, so tau is the
- * largest whose step takes no longer than twice a quiet one, with margin (tau from the SLO, as in the paper). It is measured
- * at the start, where a step is dearest: at the prompt's end, the answers as long as they will then be. On a CPU a row of a
+ * largest whose step takes no longer than twice that of the answers alone, with margin (tau from the SLO, as in the paper). It
+ * is measured at the start, for where a step is dearest: at the prompt's end, the answers as long as they will then be. On a CPU a row of a
  * prompt costs about what a row of an answer does (there is no idle arithmetic for it to use, as on a GPU), and more at the
  * end of a long context: four answers leave room for two or three rows. `fcfs` and `sarathi` get the engine's default of 512:
  * they are for throughput, and have nothing to gain from less.
@@ -70,7 +71,7 @@ const STREAMS = 4
 const STREAM_PROMPT = 513
 /** Tokens of each answer before its gaps count: graphs, thread counts. */
 const SETTLE = 24
-/** Tokens of each answer in the quiet phase. */
+/** Tokens of each answer in the quiet phase before a prompt, and again in that behind it. */
 const QUIET = 256
 /** Tokens that an answer may have beyond those it should need: the run fails when one ends. */
 const SPARE = 256
@@ -119,7 +120,7 @@ async function modelFile({ shape = STALL_DEFAULT_SHAPE, type = 'q8_0', onNote }:
 
 /** Tokens of an answer that runs beside a prompt from start to end. */
 function answerTokens(promptTokens: number, budget: number): number {
-  return SETTLE + QUIET + Math.ceil(promptTokens / Math.max(1, budget - STREAMS)) + SPARE
+  return SETTLE + QUIET + Math.ceil(promptTokens / Math.max(1, budget - STREAMS)) + QUIET + SPARE
 }
 
 // the budget ----------------------------------------------------------------------------------------------------------
@@ -160,11 +161,11 @@ async function findBudget(
     return median(times.slice(CALIBRATION_RUNS))
   }
 
-  const quietMs = await stepMs(STREAM_PROMPT + SETTLE + QUIET / 2, 0)
   // The smallest is not questioned: with less, a prompt would take a step for every row.
   let best = BUDGETS[0]!
   for (const budget of BUDGETS) {
-    const atEnd = STREAM_PROMPT + answerTokens(promptTokens, budget) - SPARE
+    const atEnd = STREAM_PROMPT + answerTokens(promptTokens, budget) - QUIET - SPARE
+    const quietMs = await stepMs(atEnd, 0)
     const ratio = (await stepMs(atEnd, budget - STREAMS)) / quietMs
     onNote?.(`a step of ${budget} rows takes ${ratio.toFixed(2)} quiet ones of ${quietMs.toFixed(1)} ms`)
     if (ratio > MARGIN * MOST_SLOWER) break
@@ -241,7 +242,7 @@ class Probe {
     }
   }
 
-  /** Four answers start, run alone for a while, then beside a prompt. */
+  /** Four answers start, run alone for a while, then beside a prompt, then alone again. */
   async run(round: number): Promise<void> {
     const { engine } = this
     /** When each token of each answer was received. */
@@ -274,12 +275,15 @@ class Probe {
       const first = performance.now()
       // Gaps that the prompt held open belong to it.
       await until(() => times.every((t) => t.at(-1)! > first))
+      const quietAgain = performance.now()
+      const lengths = times.map((t) => t.length)
+      await until(() => times.every((t, i) => t.length >= lengths[i]! + QUIET))
       this.ttftMs.push(first - arrival)
       for (const mine of times)
         for (let i = 1; i < mine.length; i++) {
           const gap = mine[i]! - mine[i - 1]!
           const middle = mine[i]! - gap / 2
-          if (middle > quiet && middle < arrival) this.#quiet.push(gap)
+          if ((middle > quiet && middle < arrival) || middle > quietAgain) this.#quiet.push(gap)
           if (middle > admission && middle < first) this.#loaded.push(gap)
         }
     } finally {
