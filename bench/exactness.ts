@@ -223,7 +223,7 @@ function compute(
 /** In the layout that values have in the engine with this lowering. */
 function asKvasir(c: Context, cache: StoredCache, q: Tensor, mask: Tensor, name: LoweringName): Tensor {
   const transposed = wantsTransposed(name, cache.type, cpuDevice()) ? cache.valuesTransposed : null
-  const lowering = chooseLowering(name, q.ne[2], transposed !== null)
+  const lowering = chooseLowering(name, q.ne[2], H / cache.keys.ne[2], transposed !== null)
   return lowering.attend(c, {
     ...{ q, mask: lowering.mask(c, mask, H), scale: SCALE, softcap: 0 },
     parts: [{ keys: cache.keys, values: transposed ?? cache.values, valuesTransposed: transposed !== null }],

@@ -139,13 +139,30 @@ export class Peer extends Owned {
 
   /** Gives every sequence what sequence 0 has cached. */
   copyToAll(): void {
+    const state = this.#state()
+    for (let s = 1; s < (this.options.sequences ?? 1); s++)
+      if (Number(llama.llama_state_seq_set_data(this.#context, state, state.length, s)) === 0)
+        throw new KvasirError('NATIVE_FAILED', 'libllama did not take the state of a sequence')
+  }
+
+  /** The one sequence's context becomes `rows` zeros that nobody computed: what one row is saved as, repeated. */
+  fill(rows: number): void {
+    this.clear()
+    if (rows === 0) return
+    this.run(Int32Array.of(0))
+    const state = zeroRows(this.#state(), rows)
+    this.clear()
+    if (Number(llama.llama_state_seq_set_data(this.#context, state, state.length, 0)) !== state.length)
+      throw new KvasirError('NATIVE_FAILED', 'libllama did not take a context of zeros')
+  }
+
+  /** What sequence 0 has cached. */
+  #state(): Buffer {
     const bytes = Number(llama.llama_state_seq_get_size(this.#context, 0))
     const state = Buffer.allocUnsafeSlow(bytes)
     if (Number(llama.llama_state_seq_get_data(this.#context, state, bytes, 0)) !== bytes)
       throw new KvasirError('NATIVE_FAILED', 'libllama did not give the state of a sequence')
-    for (let s = 1; s < (this.options.sequences ?? 1); s++)
-      if (Number(llama.llama_state_seq_set_data(this.#context, state, bytes, s)) === 0)
-        throw new KvasirError('NATIVE_FAILED', 'libllama did not take the state of a sequence')
+    return state
   }
 
   /** One token for each sequence, at `position`; their logits, f32 [V] each, as views that the next run overwrites. */
@@ -185,4 +202,38 @@ export class Peer extends Owned {
     koffi.free(this.#wanted)
     for (const p of this.#batch) koffi.free(p)
   }
+}
+
+/**
+ * The state of `rows` rows of zeros, from that of one row. Its layout at the pinned version: 8 bytes of head; numbers of streams
+ * and of rows, u32; of each row its position, the number of its sequences, 1, and that sequence, u32; whether values lie
+ * transposed and the number of layers, u32; then of each layer's keys, and of each layer's values, the type, u32, the bytes of a
+ * row, u64, and the rows.
+ * @throws KvasirError NATIVE_FAILED when it looks otherwise
+ */
+export function zeroRows(one: Buffer, rows: number): Buffer {
+  const [streams, count, , sequences, , transposed, layers] = Array.from({ length: 7 }, (_, i) =>
+    one.readUInt32LE(8 + 4 * i),
+  )
+  if (streams !== 1 || count !== 1 || sequences !== 1 || transposed !== 0)
+    throw new KvasirError('NATIVE_FAILED', 'libllama saves a row in another form than was expected')
+  const heads: Buffer[] = []
+  const sizes: number[] = []
+  for (let at = 36; at < one.length; at += 12 + sizes.at(-1)!) {
+    heads.push(one.subarray(at, at + 12))
+    sizes.push(Number(one.readBigUInt64LE(at + 4)))
+  }
+  if (heads.length !== 2 * layers! || 36 + sizes.reduce((sum, size) => sum + 12 + size, 0) !== one.length)
+    throw new KvasirError('NATIVE_FAILED', 'libllama saves a layer in another form than was expected')
+  const out = Buffer.alloc(36 + 12 * (rows - 1) + sizes.reduce((sum, size) => sum + 12 + rows * size, 0))
+  one.copy(out, 0, 0, 16)
+  out.writeUInt32LE(rows, 12)
+  for (let i = 0; i < rows; i++) {
+    one.copy(out, 16 + 12 * i, 16, 28)
+    out.writeUInt32LE(i, 16 + 12 * i)
+  }
+  let at = 16 + 12 * rows
+  at += one.copy(out, at, 28, 36)
+  for (const [i, head] of heads.entries()) at += head.copy(out, at) + rows * sizes[i]!
+  return out
 }

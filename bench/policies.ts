@@ -14,6 +14,7 @@ import { availableParallelism } from 'node:os'
 import { LocalEngine } from '../src/engine/local.ts'
 import { modelPath } from '../src/engine/options.ts'
 import type { GenerateRequest, Timings } from '../src/engine/request.ts'
+import { OWN } from '../src/eval/treatments.ts'
 import type { GgmlType } from '../src/ggml/types.ts'
 import { choosePolicy } from '../src/policies/index.ts'
 import { randomTokens } from './cache.ts'
@@ -78,11 +79,20 @@ async function rowsAt(context: number, names: readonly string[], options: Policy
     for (const policy of names) {
       onNote?.(policy)
       const pairs: { readonly ours: Timings; readonly full: Timings }[] = []
-      for (let i = 0; i < rounds; i++) pairs.push({ full: await ask({}), ours: await ask({ policy, budget }) })
+      const { takesBudget } = choosePolicy(policy).definition
+      const request = takesBudget === false ? { policy } : { policy, budget }
+      for (let i = 0; i < rounds; i++) pairs.push({ full: await ask({}), ours: await ask(request) })
       const { ours } = pairs[0]!
       const policyMs = ours.cached_tokens > 0 ? median(pairs.map((p) => p.ours.policy_ms)) : ours.prompt_ms - prefillMs
       const row: PolicyRow = {
-        ...{ policy, budget, context, prefill_ms: prefillMs, policy_ms: policyMs, overhead: policyMs / prefillMs },
+        ...{
+          policy,
+          budget: takesBudget === false ? OWN : budget,
+          context,
+          prefill_ms: prefillMs,
+          policy_ms: policyMs,
+          overhead: policyMs / prefillMs,
+        },
         decode_tok_s: median(pairs.map((p) => speed(p.ours))),
         full_decode_tok_s: median(pairs.map((p) => speed(p.full))),
         ratio: median(pairs.map((p) => speed(p.ours) / speed(p.full))),

@@ -106,7 +106,7 @@ let pageBytes: number
 
 async function learn(): Promise<void> {
   const engine = await LocalEngine.load('house', { threads: 1, contextLength: 1024 })
-  pageBytes = engine.store.arenas[0]!.pageBytes
+  pageBytes = engine.store.rowArena(0).pageBytes
   const { tokenizer } = engine.model
   const ends = new Set(
     Array.from({ length: tokenizer.vocabSize }, (_, t) => t).filter((t) => tokenizer.isEndOfGeneration(t)),
@@ -280,7 +280,7 @@ function scribble(store: KvStore): void {
   const taken: BlockRef[] = []
   for (let page = store.takePage(0, null); page; page = store.takePage(0, page.page)) taken.push(page)
   for (const page of taken) {
-    store.arenas[0]!.writePage(page.page, rows)
+    store.rowArena(0).writePage(page.page, rows)
     store.releasePage(page)
   }
 }

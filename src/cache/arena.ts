@@ -62,6 +62,7 @@ export function pagesFor(cells: number): number {
 }
 
 export class Arena implements Disposable {
+  readonly kind = 'rows'
   readonly shape: ArenaShape
   readonly pages: number
   readonly cells: number

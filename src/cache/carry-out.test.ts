@@ -35,7 +35,7 @@ function filled(store: KvStore, rows: number): KvSequence {
   for (let layer = 0; layer < DIMS.layers; layer++)
     for (let head = 0; head < DIMS.kvHeads; head++)
       for (let i = 0; i < rows; i++)
-        setCell(store.arenas[0]!, 'keys', layer, head, column!.physical(i), rowOf(i, layer, head))
+        setCell(store.home, 'keys', layer, head, column!.physical(i), rowOf(i, layer, head))
   return s
 }
 
@@ -49,7 +49,7 @@ function checkRows(store: KvStore, s: KvSequence, expected: (layer: number, head
       assert.deepEqual(positions, [...expected(layer, head)])
       for (const [i, cell] of cells.entries())
         assert.ok(
-          isCell(store.arenas[0]!, 'keys', layer, head, column.physical(cell), rowOf(positions[i]!, layer, head)),
+          isCell(store.home, 'keys', layer, head, column.physical(cell), rowOf(positions[i]!, layer, head)),
           `row ${positions[i]} of layer ${layer}, head ${head} has other bytes`,
         )
     }
@@ -106,7 +106,7 @@ describe('carryOut', () => {
     carryOut(store, s, { kind: 'keep', rows: everywhere(kept) })
     assert.equal(s.layout, 'uniform')
     checkRows(store, s, () => [...kept])
-    assert.ok(store.usedBytes <= 3 * store.arenas[0]!.pageBytes, `${store.usedBytes} bytes`)
+    assert.ok(store.usedBytes <= 3 * store.home.pageBytes, `${store.usedBytes} bytes`)
     // and again, of what is left
     carryOut(store, s, { kind: 'keep', rows: everywhere(Int32Array.from({ length: 20 }, (_, i) => 44 + i)) })
     checkRows(store, s, () => [...kept.slice(44)])

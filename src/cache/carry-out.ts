@@ -1,36 +1,63 @@
 /**
  * Carries out what a policy decided: rows are merged, rows that are not kept leave the store, and the memory they took is free.
  */
-import { KvasirError } from '../contract/errors.ts'
-import type { CompressionPlan, Merge } from '../contract/policy.ts'
+import type { RowFormat } from '../contract/format.ts'
+import type { CompressionPlan, Merge, SharedRows } from '../contract/policy.ts'
 import type { Runner } from '../ggml/backend.ts'
 import { PAGE_CELLS } from './arena.ts'
+import { checkPlan, type KeepPlan, sameRows } from './check-plan.ts'
+import type { Column } from './column.ts'
+import { arenaFor, closeHoles, moveRows, type RowMove, shareRows } from './reformat.ts'
 import { mergeRows } from './rows.ts'
 import type { KvSequence, KvStore } from './store.ts'
+
+/** What carrying a plan out may need. */
+export interface CarryOutTools {
+  readonly runner: () => Runner
+  /** Formats that the plan's `stored` names. */
+  readonly formats: readonly RowFormat[]
+  readonly seed: number
+  /** Tries to make so many pages of the first arena free. */
+  readonly makeRoom: (pages: number) => void
+}
 
 /**
  * Carries out a plan. A table stays uniform when all layers and heads keep the same rows. Holes are closed, so that a
  * sequence takes no more blocks than its rows fill, and heads that keep equally many rows lie side by side and are read at once;
  * if there is room to close them: {@link pagesToKeep} says how much.
- * @param runner for plans that merge rows
+ * Rows that move to other formats, or that two layers share, go last, when all room is free that becomes free.
+ * @param tools for plans that do more than drop rows
  * @throws KvasirError INVALID_ARGUMENT for a plan that does not fit the sequence, KV_BUDGET where rows to be merged are shared and
  *   there is no room for copies: some rows may be gone by then
  */
-export function carryOut(store: KvStore, sequence: KvSequence, plan: CompressionPlan, runner?: () => Runner): void {
+export function carryOut(store: KvStore, sequence: KvSequence, plan: CompressionPlan, tools?: CarryOutTools): void {
   if (plan.kind === 'keep-all') return
   const { layers, kvHeads } = store.dims
-  checkPlan(sequence, plan, layers, kvHeads)
+  checkPlan(sequence, plan, tools?.formats.length ?? 0, layers, kvHeads)
   const rowsOf = (i: number) => plan.rows[Math.floor(i / kvHeads)]![i % kvHeads]!
   const mergesOf = (i: number) => plan.merges?.[Math.floor(i / kvHeads)]?.[i % kvHeads] ?? []
   const columns = Array.from({ length: layers * kvHeads }, (_, i) => i)
   const alike = columns.every((i) => sameRows(rowsOf(i), rowsOf(0)) && mergesOf(i).length === 0)
-  if (sequence.layout === 'uniform' && !alike) store.makeRagged(sequence)
+  const moves = movesOf(store, sequence, plan, tools)
+  const moving = moves.stored.length + moves.shared.length > 0
+  if (sequence.layout === 'uniform' && !(alike && !moving)) store.makeRagged(sequence)
+  keepOnly(store, sequence, plan, tools)
+  if (moving) move(store, sequence, moves, tools!)
+}
+
+/** Merges and drops rows. */
+function keepOnly(store: KvStore, sequence: KvSequence, plan: KeepPlan, tools: CarryOutTools | undefined): void {
+  const { kvHeads } = store.dims
+  const rowsOf = (i: number) => plan.rows[Math.floor(i / kvHeads)]![i % kvHeads]!
+  const mergesOf = (i: number) => plan.merges?.[Math.floor(i / kvHeads)]?.[i % kvHeads] ?? []
   if (plan.placement === 'slots') sequence.inSlots = true
+  const copies = sequence.columns.map((c, i) => (mergesOf(i).length ? sharedBlocks(store, sequence, i, c) : 0))
+  if (copies.some((blocks) => blocks > 0)) tools!.makeRoom(Math.max(...copies))
   const kept = [...sequence.columns.entries()].map(([i, column]) => {
     if (!mergesOf(i).length) return rowsOf(i).map((row) => column.byPosition[row]!)
     // Merging drops rows: from then on they go by their positions.
     const positions = column.orderedPositions()
-    merge(store, sequence, i, mergesOf(i), positions, runner!())
+    merge(store, sequence, i, mergesOf(i), positions, tools!.runner())
     const stay = new Set(rowsOf(i).map((row) => positions[row]!))
     return column.byPosition.filter((cell) => stay.has(column.positions[cell]!))
   })
@@ -43,6 +70,53 @@ export function carryOut(store: KvStore, sequence: KvSequence, plan: Compression
     if (gone[i]!.length > 0) store.drop(sequence, i, gone[i]!)
     if (column.end - column.rows >= mostHoles) closeHoles(store, sequence, i)
   }
+}
+
+/** Blocks of a column that others hold, too: what is merged into is written, and they are copied for it. */
+function sharedBlocks(store: KvStore, sequence: KvSequence, index: number, column: Column): number {
+  return column.blocks.reduce((n, _, k) => n + (store.isBlockShared(sequence, index, k) ? 1 : 0), 0)
+}
+
+/** What is to be done with rows that move: they are named by their positions, which last when others go. */
+interface Moves {
+  readonly stored: readonly RowMove[]
+  readonly shared: readonly { readonly pair: SharedRows; readonly head: number; readonly positions: Int32Array }[]
+}
+
+function movesOf(store: KvStore, sequence: KvSequence, plan: KeepPlan, tools: CarryOutTools | undefined): Moves {
+  const { kvHeads } = store.dims
+  const positionsOf = (layer: number, head: number, rows: Int32Array): Int32Array => {
+    const all = sequence.column(layer, head, kvHeads).orderedPositions()
+    return rows.map((row) => all[row]!)
+  }
+  const stored = (plan.stored ?? []).flatMap(({ format, rows, balance }) =>
+    rows.flatMap((heads, layer) =>
+      heads.map((own, head): RowMove => {
+        const arena = arenaOf(store, tools!.formats[format]!)
+        const positions = positionsOf(layer, head, own)
+        const column = layer * kvHeads + head
+        return { column, positions, arena, balance: balance?.[layer]?.[head] ?? null, seed: tools!.seed }
+      }),
+    ),
+  )
+  const shared = (plan.shared ?? []).flatMap((pair) =>
+    pair.upperRows.map((own, head) => ({ pair, head, positions: positionsOf(pair.upper, head, own) })),
+  )
+  return {
+    stored: stored.filter((m) => m.positions.length > 0),
+    shared: shared.filter((m) => m.positions.length > 0),
+  }
+}
+
+function move(store: KvStore, sequence: KvSequence, { stored, shared }: Moves, tools: CarryOutTools): void {
+  const { runner, makeRoom } = tools
+  moveRows(runner, store, sequence, stored, makeRoom)
+  for (const { pair, head, positions } of shared) shareRows(runner(), store, sequence, pair, head, positions)
+  for (const i of sequence.columns.keys()) closeHoles(store, sequence, i)
+}
+
+function arenaOf(store: KvStore, format: RowFormat): number {
+  return store.borrower(JSON.stringify(format), () => arenaFor(store, format))
 }
 
 /** Those of `cells` that are not among the kept ones; both in one order. */
@@ -67,83 +141,19 @@ function merge(
   const column = sequence.columns[index]!
   const cellAt = new Map(column.usedCells().map((cell) => [column.positions[cell]!, cell]))
   const cellOf = (row: number) => cellAt.get(positions[row]!)!
-  const groups = merges.map(({ into, from, weights }) => ({
+  const groups = merges.map(({ into, from, weights, valueWeights = weights }) => ({
     into: cellOf(into),
-    from: Array.from(from, (row, k) => ({ cell: cellOf(row), weight: weights[k]! })),
+    from: Array.from(from, (row, k) => ({ cell: cellOf(row), weight: weights[k]!, valueWeight: valueWeights[k]! })),
   }))
   mergeRows(runner, store, sequence, index, groups)
   const masses = new Map(merges.map(({ into, mass }) => [positions[into]!, mass]))
   for (const cell of column.usedCells()) {
     const mass = masses.get(column.positions[cell]!)
-    if (mass !== undefined) column.setMass(cell, mass)
+    if (mass !== undefined) column.setMark('mass', cell, mass)
   }
 }
-
-/** Blocks that others share are copied for it; where there is no room for copies, the holes stay until the next time. */
-function closeHoles(store: KvStore, sequence: KvSequence, column: number): void {
-  try {
-    store.compact(sequence, column)
-  } catch (error) {
-    if (!(error instanceof KvasirError && error.code === 'KV_BUDGET')) throw error
-  }
-}
-
-function checkPlan(
-  sequence: KvSequence,
-  { rows, merges }: Extract<CompressionPlan, { kind: 'keep' }>,
-  layers: number,
-  kvHeads: number,
-): void {
-  if (rows.length !== layers) throw bad(`rows of ${rows.length} layers, and there are ${layers}`)
-  if (merges && merges.length !== layers) throw bad(`merges of ${merges.length} layers, and there are ${layers}`)
-  for (const [layer, heads] of rows.entries()) {
-    if (heads.length !== kvHeads) throw bad(`layer ${layer} has rows of ${heads.length} of ${kvHeads} KV heads`)
-    for (const [head, kept] of heads.entries()) {
-      const { rows: n } = sequence.column(layer, head, kvHeads)
-      const where = `layer ${layer}, KV head ${head}`
-      checkAscending(kept, n, where)
-      // A layer that the prompt has not reached yet has none.
-      if (kept.length === 0 && n > 0) throw bad(`${where} keeps nothing; attention needs one row at least`)
-      const own = merges?.[layer]?.[head] ?? []
-      if (own.length) checkMerges(own, new Set(kept), n, where)
-    }
-  }
-}
-
-function checkMerges(merges: readonly Merge[], kept: ReadonlySet<number>, n: number, where: string): void {
-  const into = new Set<number>()
-  for (const m of merges) {
-    if (!kept.has(m.into)) throw bad(`${where} merges into row ${m.into}, which it does not keep`)
-    if (into.has(m.into)) throw bad(`${where} merges into row ${m.into} twice`)
-    into.add(m.into)
-    checkAscending(m.from, n, `${where}, merge into row ${m.into}`)
-    if (m.from.length === 0 || m.from.length !== m.weights.length)
-      throw bad(`${where} merges ${m.from.length} rows with ${m.weights.length} weights`)
-    if (!m.weights.every(Number.isFinite))
-      throw bad(`${where} merges into row ${m.into} with weights that are no numbers`)
-    if (!(m.mass >= 1 && Number.isFinite(m.mass)))
-      throw bad(`${where}: row ${m.into} is to stand for ${m.mass} rows; it must be 1 or more`)
-  }
-  const lost = merges.flatMap((m) => [...m.from]).find((row) => kept.has(row) && !into.has(row))
-  if (lost !== undefined) throw bad(`${where} keeps row ${lost}, which it also merges into another`)
-}
-
-function checkAscending(rows: Int32Array, n: number, where: string): void {
-  let before = -1
-  for (const row of rows) {
-    if (!(row > before && row < n))
-      throw bad(`${where}: row ${row} behind ${before} of ${n}; rows must ascend and be there`)
-    before = row
-  }
-}
-
-const bad = (what: string) => new KvasirError('INVALID_ARGUMENT', `compression plan: ${what}`)
 
 /** Pages that may have to be free for a plan that keeps `rows` rows of each layer and head on average. */
 export function pagesToKeep(rows: number): number {
   return Math.ceil(rows / PAGE_CELLS) + 2
-}
-
-function sameRows(a: Int32Array, b: Int32Array): boolean {
-  return a === b || (a.length === b.length && a.every((row, i) => row === b[i]))
 }

@@ -31,10 +31,12 @@ export function checkStore(store: KvStore, externalHolds: Iterable<BlockRef>): v
     if (s.id !== id) fail(`sequence ${s.id} is filed as ${id}`)
     countSequence(store, s, expected)
   }
+  for (const page of store.lentPages) expected[0]!.whole[page]!++
   for (const b of externalHolds) expectedAt(store, expected, b, 'an external hold').whole[b.page]!++
-  let usedBytes = 0
+  let usedBytes = -store.lentPages.length * store.home.pageBytes
   for (const [i, pool] of store.pools.entries())
     usedBytes += checkPool(`arena ${i}`, pool, expected[i]!) * store.arenas[i]!.blockBytes
+  for (const a of store.arenas) if (a.kind === 'codes') usedBytes += a.extraBytes
   if (store.usedBytes !== usedBytes) fail(`${store.usedBytes} used bytes, the blocks held have ${usedBytes}`)
 }
 
@@ -64,7 +66,8 @@ function countSequence(store: KvStore, s: KvSequence, expected: readonly Expecte
       else {
         let blocks = e.blocks.get(b.page)
         if (!blocks) e.blocks.set(b.page, (blocks = new Uint32Array(columns)))
-        blocks[i]!++
+        const layer = b.layer ?? Math.floor(i / kvHeads)
+        blocks[layer * kvHeads + (i % kvHeads)]!++
       }
     }
   }

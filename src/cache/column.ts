@@ -25,7 +25,13 @@ export interface BlockRef {
   /** Index of the arena in the store. */
   readonly arena: number
   readonly page: PageId
+  /** Layer whose block of the page it is, where two layers share it; absent: the column's own. */
+  readonly layer?: number
 }
+
+/** What a row carries besides its position. */
+export const MARKS = ['mass', 'keyScale', 'valueScale'] as const
+export type Mark = (typeof MARKS)[number]
 
 /** Consecutive cells of one arena: [from, to). */
 export interface Run {
@@ -52,8 +58,8 @@ export class Column {
   readonly blocks: BlockRef[] = []
   /** Position of the row in each cell; -1: none. Longer than needed. */
   #positions = new Int32Array(8 * PAGE_CELLS).fill(-1)
-  /** How many rows each row stands for, where one does for more than itself; as long as {@link #positions}. */
-  #masses: Float32Array | null = null
+  /** Marks of the row in each cell, where some row's is not 1; as long as {@link #positions}. */
+  #marks = new Map<Mark, Float32Array>()
   /** Cells up to here were used; the next row goes here. */
   #end = 0
   #rows = 0
@@ -80,14 +86,23 @@ export class Column {
     return this.#positions.subarray(0, this.cells)
   }
 
-  /** How many rows the row in each cell stands for; [cells]. Null: each for itself. Not a copy. */
-  get masses(): Float32Array | null {
-    return this.#masses?.subarray(0, this.cells) ?? null
+  /**
+   * Of the row in each cell: how many rows it stands for (`mass`), by what its key and its value are multiplied when read; [cells].
+   * Null: 1 for all. Not a copy.
+   */
+  marks(mark: Mark): Float32Array | null {
+    return this.#marks.get(mark)?.subarray(0, this.cells) ?? null
   }
 
-  setMass(cell: number, mass: number): void {
-    if (!this.#masses && mass !== 1) this.#masses = new Float32Array(this.#positions.length).fill(1)
-    if (this.#masses) this.#masses[cell] = mass
+  setMark(mark: Mark, cell: number, value: number): void {
+    let marks = this.#marks.get(mark)
+    if (!marks && value !== 1) this.#marks.set(mark, (marks = new Float32Array(this.#positions.length).fill(1)))
+    if (marks) marks[cell] = value
+  }
+
+  /** Gives a cell the marks of another one's row, of this column or another. */
+  copyMarks(from: Column, fromCell: number, cell: number): void {
+    for (const mark of MARKS) this.setMark(mark, cell, from.#marks.get(mark)?.[fromCell] ?? 1)
   }
 
   addBlock(block: BlockRef): void {
@@ -97,10 +112,11 @@ export class Column {
     const grown = new Int32Array(2 * this.#positions.length).fill(-1)
     grown.set(this.#positions)
     this.#positions = grown
-    if (!this.#masses) return
-    const masses = new Float32Array(grown.length).fill(1)
-    masses.set(this.#masses)
-    this.#masses = masses
+    for (const [mark, old] of this.#marks) {
+      const marks = new Float32Array(grown.length).fill(1)
+      marks.set(old)
+      this.#marks.set(mark, marks)
+    }
   }
 
   /** Puts blocks without rows in front of block `index`; the cells from there on move up. The first of their cells. */
@@ -114,8 +130,7 @@ export class Column {
     this.blocks.splice(index, 0, ...blocks)
     this.#positions.copyWithin(first + size, first, last)
     this.#positions.fill(-1, first, first + size)
-    this.#masses?.copyWithin(first + size, first, last)
-    this.#masses?.fill(1, first, first + size)
+    for (const marks of this.#marks.values()) marks.copyWithin(first + size, first, last).fill(1, first, first + size)
     if (this.#end >= first) this.#end += size
     return first
   }
@@ -124,19 +139,40 @@ export class Column {
   arrange(order: readonly number[], end: number): BlockRef[] {
     if (order.some((from, to) => from !== to)) this.#order = null
     const old = this.#positions.slice()
-    const oldMasses = this.#masses?.slice()
+    const oldMarks = new Map([...this.#marks].map(([mark, m]) => [mark, m.slice()]))
     const blocks = this.blocks.slice()
     const kept = new Set(order)
     this.#positions.fill(-1)
-    this.#masses?.fill(1)
+    for (const marks of this.#marks.values()) marks.fill(1)
     for (const [to, from] of order.entries()) {
-      this.#positions.set(old.subarray(from * PAGE_CELLS, (from + 1) * PAGE_CELLS), to * PAGE_CELLS)
-      if (oldMasses) this.#masses!.set(oldMasses.subarray(from * PAGE_CELLS, (from + 1) * PAGE_CELLS), to * PAGE_CELLS)
+      const cells = [from * PAGE_CELLS, (from + 1) * PAGE_CELLS] as const
+      this.#positions.set(old.subarray(...cells), to * PAGE_CELLS)
+      for (const [mark, m] of oldMarks) this.#marks.get(mark)!.set(m.subarray(...cells), to * PAGE_CELLS)
     }
     this.blocks.splice(0, blocks.length, ...order.map((i) => blocks[i]!))
     this.#end = end
     this.#runs = null
     return blocks.filter((_, i) => !kept.has(i))
+  }
+
+  /**
+   * Rows move among the cells of some blocks, given by index: the first of them gets the row of cell `from[0]`, and so on; cells for
+   * which there is none are empty. The last block must be the one that `end` lies in, if that is among them.
+   */
+  permute(blocks: readonly number[], from: readonly number[]): void {
+    const old = this.#positions.slice()
+    const oldMarks = new Map([...this.#marks].map(([mark, m]) => [mark, m.slice()]))
+    const cells = blocks.flatMap((b) => Array.from({ length: PAGE_CELLS }, (_, k) => b * PAGE_CELLS + k))
+    for (const [i, cell] of cells.entries()) {
+      this.#positions[cell] = i < from.length ? old[from[i]!]! : -1
+      for (const [mark, m] of oldMarks) this.#marks.get(mark)![cell] = i < from.length ? m[from[i]!]! : 1
+    }
+    this.#order = null
+    const last = blocks.at(-1)
+    if (last === undefined || (last + 1) * PAGE_CELLS < this.#end) return
+    let end = this.#end
+    while (end > 0 && this.#positions[end - 1]! < 0) end--
+    this.#end = end
   }
 
   /** The next row goes to `end` or behind it: the cells between stay holes. */
@@ -174,7 +210,7 @@ export class Column {
       this.#order = this.#order!.subarray(0, -1)
     }
     this.#positions[cell] = -1
-    if (this.#masses) this.#masses[cell] = 1
+    for (const marks of this.#marks.values()) marks[cell] = 1
     this.#rows--
   }
 
@@ -249,7 +285,7 @@ export class Column {
         if (at !== first) {
           this.#order = null
           this.#positions.copyWithin(at, first, first + PAGE_CELLS)
-          this.#masses?.copyWithin(at, first, first + PAGE_CELLS)
+          for (const marks of this.#marks.values()) marks.copyWithin(at, first, first + PAGE_CELLS)
         }
         kept.push(block)
         at += PAGE_CELLS
@@ -261,7 +297,7 @@ export class Column {
     if (!gone.length) return gone
     this.blocks.splice(0, this.blocks.length, ...kept)
     this.#positions.fill(-1, at)
-    this.#masses?.fill(1, at)
+    for (const marks of this.#marks.values()) marks.fill(1, at)
     this.#end = end
     this.#runs = null
     return gone
@@ -301,7 +337,7 @@ export class Column {
     const copy = new Column()
     copy.blocks.push(...this.blocks)
     copy.#positions = this.#positions.slice()
-    copy.#masses = this.#masses?.slice() ?? null
+    copy.#marks = new Map([...this.#marks].map(([mark, m]) => [mark, m.slice()]))
     copy.#order = this.#order?.slice() ?? null
     copy.#end = this.#end
     copy.#rows = this.#rows

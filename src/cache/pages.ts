@@ -118,6 +118,19 @@ export class PagePool {
     return page as PageId
   }
 
+  /** Takes the last free page, where others are least likely to grow. Null when there is none. */
+  takeLastPage(): PageId | null {
+    const last = (mayTake: (p: number) => boolean) => {
+      for (let p = this.pages - 1; p >= 0; p--) if (this.isFree(p) && mayTake(p)) return p
+      return -1
+    }
+    if (this.#freePages === 0) return null
+    const unclaimed = last((p) => this.#claims[p] === 0)
+    const page = (unclaimed >= 0 ? unclaimed : last(() => true)) as PageId
+    this.holdPage(page)
+    return page
+  }
+
   /** Takes a free page for one that is held by nobody: for pages that were chosen elsewhere. */
   holdPage(page: PageId): void {
     const before = this.#used(page)

@@ -5,7 +5,7 @@ import type { EngineEvent } from '../contract/events.ts'
 import { cpuDevice } from '../ggml/device.ts'
 import { loadNative } from '../ggml/library.ts'
 import { liveNatives } from '../ggml/owned.ts'
-import { PAGE_CELLS } from './arena.ts'
+import { Arena, type CacheType, PAGE_CELLS } from './arena.ts'
 import { checkStore } from './check.ts'
 import type { BlockRef } from './column.ts'
 import type { CacheIdentity } from './identity.ts'
@@ -38,18 +38,30 @@ async function withCache(
   await cache.close()
 }
 
+/** An arena of another type, which borrows its pages. */
+function borrow(store: KvStore, type: CacheType): number {
+  const { layers, headDim, kvHeads } = store.dims
+  const format = { keyType: type, valueType: type, valuesTransposed: false, pages: 256 }
+  return store.borrower(type, () => new Arena({ layers, headDim, kvHeads, ...format }, cpuDevice()))
+}
+
 /** A sequence of `blocks` full blocks whose pages hold their numbers; published. */
-function filled(store: KvStore, cache: PrefixCache, tokens: number[], hashes: string[]): KvSequence {
-  const s = store.create(0)
+function filled(store: KvStore, cache: PrefixCache, tokens: number[], hashes: string[], arena = 0): KvSequence {
+  const s = store.create(0, arena)
   store.append(
     s,
     tokens.map((_, i) => i),
   )
   for (const [i, b] of s.columns[0]!.blocks.entries())
-    store.arenas[b.arena]!.writePage(b.page, new Uint8Array(store.arenas[b.arena]!.pageBytes).fill(i + 1))
-  cache.nameBlocks(cache.root('', ''), tokens, hashes)
+    store.rowArena(b.arena).writePage(b.page, new Uint8Array(store.rowArena(b.arena).pageBytes).fill(i + 1))
+  cache.nameBlocks(cache.root('', '', arena), tokens, hashes)
   cache.publish(s, hashes, tokens, 0, hashes.length)
   return s
+}
+
+function end(store: KvStore, cache: PrefixCache, s: KvSequence): void {
+  cache.release(s)
+  store.free(s)
 }
 
 describe('stored blocks', () => {
@@ -74,7 +86,7 @@ describe('stored blocks', () => {
       cache.adopt(again, hashes, 8)
       assert.equal(again.columns[0]!.runs.length, 1)
       for (const [i, b] of again.columns[0]!.blocks.entries())
-        assert.ok(store.arenas[0]!.readPage(b.page).every((byte) => byte === i + 1))
+        assert.ok(store.home.readPage(b.page).every((byte) => byte === i + 1))
       checkStore(store, [...between, ...cache.check()])
       // While it is used they stay where they are.
       const third = store.create(0)
@@ -120,7 +132,85 @@ describe('stored blocks', () => {
         cache.release(s)
         store.free(s)
       }
-      assert.equal(store.usedBytes, 3 * store.arenas[0]!.pageBytes)
+      assert.equal(store.usedBytes, 3 * store.home.pageBytes)
+      checkStore(store, cache.check())
+    }))
+})
+
+describe('blocks of other types', () => {
+  const tokens = (blocks: number) => Array.from({ length: blocks * PAGE_CELLS }, (_, i) => i)
+
+  it('have names of their own, and lie and are moved in an arena of their own', () =>
+    withCache(64, (store, cache) => {
+      const q8 = borrow(store, 'q8_0')
+      const [one, two]: [string[], string[]] = [[], []]
+      const f16 = filled(store, cache, tokens(8), one)
+      // Others hold every other page.
+      const between: BlockRef[] = []
+      for (let p = 1; p < 32; p += 2) between.push({ arena: q8, page: p as BlockRef['page'] })
+      const all = Array.from({ length: 32 }, () => store.takePage(q8, null)!)
+      for (const b of all) if (b.page % 2 === 0) store.releasePage(b)
+      const s = filled(store, cache, tokens(8), two, q8)
+      assert.ok(two.every((hash) => !one.includes(hash)))
+      assert.equal(cache.root('', ''), cache.root('', '', 0))
+      assert.equal(cache.size, 16)
+      end(store, cache, s)
+      const again = store.create(0, q8)
+      cache.adopt(again, two, 8)
+      const [run, ...rest] = again.columns[0]!.runs
+      assert.deepEqual([run!.arena, rest], [q8, []])
+      for (const [i, b] of again.columns[0]!.blocks.entries())
+        assert.ok(
+          store
+            .rowArena(q8)
+            .readPage(b.page)
+            .every((byte) => byte === i + 1),
+        )
+      checkStore(store, [...between, ...cache.check()])
+      for (const x of [f16, again]) end(store, cache, x)
+    }))
+
+  it('are given up until there is room for what is needed, however small they are', () =>
+    withCache(16, (store, cache, events) => {
+      const q4 = borrow(store, 'q4_0')
+      const hashes: string[] = []
+      // Sixteen pages of q4_0 are four and a half of f16.
+      const s = filled(store, cache, tokens(16), hashes, q4)
+      store.reclaim()
+      assert.equal(store.lentPages.length, 5)
+      assert.equal(cache.evictablePages, 0)
+      end(store, cache, s)
+      assert.equal(cache.evictablePages, 5)
+      assert.equal(cache.evictableBytes, 16 * store.arenas[q4]!.pageBytes)
+      const other = store.create(0)
+      store.append(other, tokens(11))
+      assert.equal(cache.makeRoom(0, 1, 'growth'), 2, 'fourteen of them are four')
+      assert.equal(store.pools[0]!.freePages, 1)
+      assert.equal(cache.longest(hashes), 14)
+      const evicted = events.findLast((e) => e.kind === 'pages-evict')!
+      assert.equal(evicted.bytes, 2 * store.arenas[q4]!.pageBytes)
+      assert.equal(cache.makeRoom(0, 1, 'growth'), 0)
+      checkStore(store, cache.check())
+      // More than there is: all go, and it ends.
+      assert.equal(cache.makeRoom(0, 99, 'growth'), 14)
+      assert.equal(cache.evictablePages, 0)
+      assert.deepEqual(store.lentPages, [])
+      end(store, cache, other)
+    }))
+
+  it('make room for each other, the least worth keeping first', () =>
+    withCache(16, (store, cache) => {
+      const f32 = borrow(store, 'f32')
+      const [one, two]: [string[], string[]] = [[], []]
+      end(store, cache, filled(store, cache, tokens(8), one))
+      end(store, cache, filled(store, cache, tokens(4), two, f32))
+      assert.equal(store.pools[0]!.freePages, 0)
+      assert.equal(cache.evictablePages, 16)
+      // Two pages of f32 are four of f16: the older ones.
+      assert.equal(cache.makeRoom(f32, 2, 'growth'), 4)
+      assert.deepEqual([cache.longest(one), cache.longest(two)], [4, 4])
+      assert.equal(cache.makeRoom(0, 10, 'growth'), 4 + 1)
+      assert.deepEqual([cache.longest(one), cache.longest(two)], [0, 3])
       checkStore(store, cache.check())
     }))
 })

@@ -52,7 +52,8 @@ export class PrefixCache {
   readonly #identity: CacheIdentity
   readonly #emit: (event: EngineEvent) => void
   readonly #options: PrefixCacheOptions
-  readonly #index = new PrefixIndex<BlockRef>({ pageTokens: PAGE_CELLS })
+  /** Of all arenas: chains have roots of their own in each. */
+  readonly #index = new PrefixIndex<BlockRef>({ pageTokens: PAGE_CELLS, groupOf: ({ arena }) => arena })
   /** From fast to slow. */
   readonly #tiers: readonly Tier[]
   readonly #roots = new Map<string, BlockHash>()
@@ -84,17 +85,25 @@ export class PrefixCache {
 
   // names ----------------------------------------------------------------------------------------------------------------
 
-  /** Root of the names of a tenant's blocks. */
-  root(tenant: string, salt: string): BlockHash {
-    const key = JSON.stringify([tenant, salt])
+  /** Root of the names of a tenant's blocks in an arena. */
+  root(tenant: string, salt: string, arena = 0): BlockHash {
+    const key = JSON.stringify([tenant, salt, arena])
     let root = this.#roots.get(key)
     if (root === undefined) {
-      root = identityRoot({ ...this.#identity, tenant, salt })
+      root = identityRoot({ ...this.#identity, kv: this.#formatOf(arena), tenant, salt })
       // Bounded: tenants come and go.
       if (this.#roots.size >= 1024) this.#roots.clear()
       this.#roots.set(key, root)
     }
     return root
+  }
+
+  /** What of an arena its blocks' bytes depend on: those of other types are never found. */
+  #formatOf(arena: number): CacheIdentity['kv'] {
+    const { kv } = this.#identity
+    if (arena === 0) return kv
+    const { keyType: keys, valueType: values, valuesTransposed } = this.#store.rowArena(arena).shape
+    return { keys, values, layout: `${kv.layout}; ${valuesTransposed ? 'transposed' : 'rows'}` }
   }
 
   /** Adds the names of the blocks of `tokens` that are full and have none yet. */
@@ -118,9 +127,15 @@ export class PrefixCache {
     return low
   }
 
-  /** Pages that could be freed. */
+  /** Pages of the store's first arena that could be freed: its own, and those that others borrowed. */
   get evictablePages(): number {
-    return this.#index.evictable
+    const { arenas } = this.#store
+    return arenas.reduce((sum, _, i) => sum + this.#store.pagesReturned(i, this.#index.evictableOf(i)), 0)
+  }
+
+  /** Bytes of the blocks that no request uses. */
+  get evictableBytes(): number {
+    return this.#store.arenas.reduce((sum, a, i) => sum + this.#index.evictableOf(i) * a.pageBytes, 0)
   }
 
   /** Blocks in memory. */
@@ -149,9 +164,10 @@ export class PrefixCache {
   #moveTogether(nodes: readonly Node[]): void {
     const pieces = nodes.filter((n, i) => i === 0 || n.place.page !== nodes[i - 1]!.place.page + 1)
     if (pieces.length <= MOST_PIECES || nodes.some((n) => this.#store.isPageShared(n.place))) return
-    const run = this.#store.takeRun(0, nodes.length)
+    const { arena: index } = nodes[0]!.place
+    const run = this.#store.takeRun(index, nodes.length)
     if (!run) return
-    const arena = this.#store.arenas[0]!
+    const arena = this.#store.rowArena(index)
     for (const [i, node] of nodes.entries()) {
       arena.copyPage(node.place.page, run[i]!.page)
       this.#store.releasePage(node.place)
@@ -198,34 +214,61 @@ export class PrefixCache {
     if (node.stored) this.#writeBehind(node)
   }
 
-  /** Gives up to `pages` pages back to the store; how many. Tiers get what they do not have yet. */
+  /**
+   * Makes room for so many more pages of an arena, as far as that can be done: blocks that no request uses are given up.
+   * @param ahead pages of the store's first arena that are made free beyond what is needed, if any have to be
+   * @returns blocks that were given up
+   */
+  makeRoom(arena: number, pages: number, cause: EvictCause, ahead = 0): number {
+    const missing = () => this.#store.pagesToBorrow(arena, pages) - this.#store.pools[0]!.freePages
+    if (missing() <= 0) return 0
+    this.#store.reclaim()
+    return missing() > 0 ? this.evict(missing() + ahead, cause) : 0
+  }
+
+  /**
+   * Gives up blocks until `pages` more pages of the store's first arena are free, or none can be given up. What was lent and is not
+   * used is free besides. Tiers get what they do not have yet.
+   * @returns blocks that were given up: those of other types are smaller or larger than a page of the first arena
+   */
   evict(pages: number, cause: EvictCause): number {
-    const gone = this.#index.evict(pages)
-    if (!gone.length) return 0
-    const offloaded = new Map<Medium, number>()
-    for (const node of gone) {
+    this.#store.reclaim()
+    const [home] = this.#store.pools
+    const enough = home!.freePages + pages
+    const gone: Node[] = []
+    const offloaded = new Map(this.#tiers.map((tier) => [tier, [] as Node[]]))
+    while (home!.freePages < enough) {
+      const [node] = this.#index.evict(1)
+      if (!node) break
+      gone.push(node)
       // To the disk too: the write-behind may not have come to it yet.
-      for (const tier of this.#tiers)
-        if (!tier.has(node.hash) && this.#put(tier, node))
-          offloaded.set(tier.medium, (offloaded.get(tier.medium) ?? 0) + 1)
+      for (const tier of this.#tiers) if (!tier.has(node.hash) && this.#put(tier, node)) offloaded.get(tier)!.push(node)
       if (this.#unwritten.delete(node)) this.#writeRest(node)
       this.#store.releasePage(node.place)
+      this.#store.reclaim()
     }
-    const { pageBytes } = this.#store.arenas[0]!
+    if (!gone.length) return 0
     this.#emit({ kind: 'BlockRemoved', block_hashes: gone.map((n) => n.hash), medium: 'device' })
-    this.#emit({ kind: 'pages-evict', pages: gone.length, bytes: gone.length * pageBytes, cause })
-    for (const [to, n] of offloaded) this.#emit({ kind: 'pages-offload', pages: n, bytes: n * pageBytes, to })
+    this.#emit({ kind: 'pages-evict', pages: gone.length, bytes: this.#bytesOf(gone), cause })
+    for (const [{ medium: to }, nodes] of offloaded)
+      if (nodes.length) this.#emit({ kind: 'pages-offload', pages: nodes.length, bytes: this.#bytesOf(nodes), to })
     return gone.length
+  }
+
+  #bytesOf(nodes: readonly Node[]): number {
+    return nodes.reduce((sum, { place }) => sum + this.#store.arenas[place.arena]!.pageBytes, 0)
   }
 
   // tiers ----------------------------------------------------------------------------------------------------------------
 
   /**
    * Loads the blocks that follow those in memory from the tiers, where that is expected to be quicker than to compute them.
+   * @param arena of all of them
    * @param prefillMs measured time of so many rows; null while nothing was measured: then it loads
    * @returns blocks loaded, by where they were; null when there is nothing to do
    */
   load(
+    arena: number,
     hashes: readonly BlockHash[],
     tokens: readonly number[],
     prefillMs: (rows: number) => number | null,
@@ -236,7 +279,7 @@ export class PrefixCache {
     const most = Math.floor((tokens.length - 1) / PAGE_CELLS)
     let blocks = inMemory
     let loadMs = 0
-    const { pageBytes } = this.#store.arenas[0]!
+    const { pageBytes } = this.#store.arenas[arena]!
     for (; blocks < Math.min(most, hashes.length); blocks++) {
       const tier = this.#tiers.find((t) => t.has(hashes[blocks]!))
       if (!tier) break
@@ -248,10 +291,11 @@ export class PrefixCache {
       this.#emit({ kind: 'load-decline', pages: blocks - inMemory, loadMs, recomputeMs })
       return null
     }
-    return this.#load(hashes.slice(0, blocks), tokens, inMemory)
+    return this.#load(arena, hashes.slice(0, blocks), tokens, inMemory)
   }
 
   async #load(
+    arena: number,
     hashes: readonly BlockHash[],
     tokens: readonly number[],
     from: number,
@@ -270,7 +314,7 @@ export class PrefixCache {
         for await (const payload of tier.getMany(hashes.slice(at))) {
           if (this.#closed || this.#clears !== clears) return counts
           const ids = tokens.slice(at * PAGE_CELLS, (at + 1) * PAGE_CELLS)
-          const next = this.#place(hashes[at]!, ids, payload, under, 'load')
+          const next = this.#place(arena, hashes[at]!, ids, payload, under, 'load')
           if (!next) return counts
           if (under) this.#index.unpin(under)
           this.#index.pin(next)
@@ -286,7 +330,7 @@ export class PrefixCache {
     } finally {
       if (under && !this.#closed) this.#index.unpin(under)
       const ms = performance.now() - start
-      const { pageBytes } = this.#store.arenas[0]!
+      const { pageBytes } = this.#store.arenas[arena]!
       for (const [medium, n] of counts)
         this.#emit({ kind: 'pages-load', pages: n, bytes: n * pageBytes, from: medium, ms })
     }
@@ -294,6 +338,7 @@ export class PrefixCache {
 
   /** Puts a loaded block into a page and into the index; null when there is no room or the bytes do not fit. */
   #place(
+    index: number,
     hash: BlockHash,
     tokens: readonly number[],
     payload: Uint8Array,
@@ -302,10 +347,10 @@ export class PrefixCache {
   ): Node | null {
     const known = this.#index.get(hash)
     if (known) return known
-    const arena = this.#store.arenas[0]!
+    const arena = this.#store.rowArena(index)
     if (payload.byteLength !== arena.pageBytes) return null
-    if (this.#store.pools[0]!.freePages === 0) this.evict(1, cause)
-    const place = this.#store.takePage(0, under?.place.page ?? null)
+    this.makeRoom(index, 1, cause)
+    const place = this.#store.takePage(index, under?.place.page ?? null)
     if (!place) return null
     arena.writePage(place.page, payload)
     const fresh = this.#index.insert([hash], tokens, [place], under)
@@ -360,7 +405,7 @@ export class PrefixCache {
   }
 
   #put(tier: Tier, { hash, parent, tokens, place }: Node): boolean {
-    const payload = this.#store.arenas[place.arena]!.readPage(place.page)
+    const payload = this.#store.rowArena(place.arena).readPage(place.page)
     return tier.put({ hash, parent: parent?.hash ?? null, tokens, payload })
   }
 
@@ -407,13 +452,14 @@ export class PrefixCache {
     if (!last)
       throw new KvasirError(
         'INVALID_ARGUMENT',
-        `nothing of this prompt is in the cache: a session is saved after it was used, and holds whole blocks of ${PAGE_CELLS} tokens`,
+        `nothing of this prompt is in the cache: a session is saved after it was used, and holds whole blocks of ${PAGE_CELLS} tokens ` +
+          "in the engine's own cache types",
       )
     this.#index.pin(last)
     const clears = this.#clears
     const read = ({ place }: Node): Uint8Array => {
       this.#checkSame(clears)
-      return this.#store.arenas[place.arena]!.readPage(place.page)
+      return this.#store.rowArena(place.arena).readPage(place.page)
     }
     try {
       const rows = nodes.length * PAGE_CELLS
@@ -431,7 +477,7 @@ export class PrefixCache {
     const hashes: BlockHash[] = []
     const tokens: number[] = Array.from(session.tokens)
     this.nameBlocks(root, tokens, hashes)
-    const { pageBytes } = this.#store.arenas[0]!
+    const { pageBytes } = this.#store.home
     const clears = this.#clears
     let under: Node | null = null
     let at = 0
@@ -447,7 +493,7 @@ export class PrefixCache {
             { file: path, block: at },
           )
         const ids = tokens.slice(at * PAGE_CELLS, (at + 1) * PAGE_CELLS)
-        const next: Node | null = this.#place(hashes[at]!, ids, payload, under, 'session')
+        const next: Node | null = this.#place(0, hashes[at]!, ids, payload, under, 'session')
         if (!next)
           throw new KvasirError(
             'KV_BUDGET',

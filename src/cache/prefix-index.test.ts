@@ -109,6 +109,21 @@ describe('victims', () => {
     assert.throws(() => index.pin(chain[1]!), /removed/)
   })
 
+  it('are counted by group', () => {
+    const index = make({ groupOf: (place: number) => place % 10 })
+    const chain = index.insert(['a', 'b', 'c'], ids(3), [1, 11, 21])
+    index.insert(['x', 'y'], ids(2, 50), [2, 12])
+    assert.deepEqual([index.evictableOf(1), index.evictableOf(2), index.evictableOf(3)], [3, 2, 0])
+    index.pin(chain[1]!)
+    assert.deepEqual([index.evictableOf(1), index.evictableOf(2), index.evictable], [1, 2, 3])
+    index.remove(chain[1]!)
+    assert.deepEqual([index.evictableOf(1), index.evictableOf(2)], [1, 2])
+    index.unpin(chain[1]!)
+    index.evict(9)
+    assert.equal(index.evictable, 0)
+    checkPrefixIndex(index)
+  })
+
   it('spare a block as long as it grows: what follows it counts as its use', () => {
     const index = make({ attentionParity: 1e12 })
     const [a] = index.insert(['a'], ids(1), [0])
@@ -163,7 +178,7 @@ describe('against a plain model', () => {
     const random = seeded(seed)
     const pick = (n: number) => Math.floor(random() * n)
     const parity = 16
-    const index = make({ attentionParity: parity })
+    const index = make({ attentionParity: parity, groupOf: (place: number) => place % 3 })
     const model = new Map<string, Known>()
     const pinned: PrefixNode<number>[] = []
     let now = 0

@@ -41,6 +41,8 @@ export interface PrefixIndexOptions<Place> {
   readonly pageTokens: number
   /** For {@link PrefixIndex.snapshot}. Default `device`. */
   readonly mediumOf?: (place: Place) => Medium
+  /** For {@link PrefixIndex.evictableOf}; it must not change while the block is stored. Default: all are of group 0. */
+  readonly groupOf?: (place: Place) => number
   /**
    * Position at which a token's attention costs as much as all the rest of the model. Default 4096: about 6 times the
    * model width by count of operations.
@@ -78,6 +80,8 @@ interface Internals {
   readonly nodes: ReadonlyMap<BlockHash, Node<unknown>>
   readonly heap: readonly Node<unknown>[]
   readonly evictable: number
+  readonly groups: ReadonlyMap<number, number>
+  readonly groupOf: (place: unknown) => number
   readonly pageTokens: number
 }
 
@@ -91,11 +95,11 @@ let look: (index: PrefixIndex<unknown>) => Internals
  * @throws Error with what does not
  */
 export function checkPrefixIndex<Place>(index: PrefixIndex<Place>): void {
-  const { nodes, heap, evictable, pageTokens } = look(index as unknown as PrefixIndex<unknown>)
+  const { nodes, heap, evictable, groups, groupOf, pageTokens } = look(index as unknown as PrefixIndex<unknown>)
   const must = (holds: boolean, what: string) => {
     if (!holds) throw new Error(`prefix index: ${what}`)
   }
-  let free = 0
+  const free = new Map<number, number>()
   let candidates = 0
   const seen = new Set<unknown>()
   for (const [hash, node] of nodes) {
@@ -114,13 +118,19 @@ export function checkPrefixIndex<Place>(index: PrefixIndex<Place>): void {
     for (const child of children) must(child.parent === node && child.stored, `a child of ${name} is not its own`)
     const held = (node.pins > 0 ? 1 : 0) + children.filter((c) => c.held > 0).length
     must(node.held === held, `${name} says that ${node.held} hold it, not ${held}`)
-    if (held === 0) free++
+    const group = groupOf(node.place)
+    if (held === 0) free.set(group, (free.get(group) ?? 0) + 1)
     const isCandidate = held === 0 && children.length === 0
     if (isCandidate) candidates++
     must(node.at >= 0 === isCandidate, `${name} is ${isCandidate ? 'not ' : ''}among the victims`)
     if (node.at >= 0) must(heap[node.at] === node, `${name} is not at its place in the heap`)
   }
-  must(evictable === free, `says that ${evictable} can be evicted, not ${free}`)
+  for (const group of new Set([...groups.keys(), ...free.keys()])) {
+    const [says, are] = [groups.get(group) ?? 0, free.get(group) ?? 0]
+    must(says === are, `says that ${says} of group ${group} can be evicted, not ${are}`)
+  }
+  const sum = [...free.values()].reduce((a, b) => a + b, 0)
+  must(evictable === sum, `says that ${evictable} can be evicted, not ${sum}`)
   must(heap.length === candidates, `${heap.length} victims in the heap, not ${candidates}`)
   for (let i = 1; i < heap.length; i++) must(!isBefore(heap[i]!, heap[(i - 1) >> 1]!), `heap out of order at ${i}`)
 }
@@ -142,19 +152,23 @@ export class PrefixIndex<Place> {
       nodes: index.#nodes,
       heap: index.#heap,
       evictable: index.evictable,
+      groups: index.#evictable,
+      groupOf: index.#groupOf as (place: unknown) => number,
       pageTokens: index.pageTokens,
     })
   }
 
   readonly pageTokens: number
   readonly #mediumOf: (place: Place) => Medium
+  readonly #groupOf: (place: Place) => number
   readonly #attentionParity: number
   readonly #fixedHalfLife: number | null
   /** In order of insertion, which puts parents before children. */
   readonly #nodes = new Map<BlockHash, Node<Place>>()
   /** Binary heap of the leaves that are not pinned; the victim is at 0. */
   readonly #heap: Node<Place>[] = []
-  #heldNodes = 0
+  /** How many of each group could be evicted. */
+  readonly #evictable = new Map<number, number>()
   #now = 0
   #nextOrder = 0
 
@@ -170,6 +184,7 @@ export class PrefixIndex<Place> {
       )
     this.pageTokens = pageTokens
     this.#mediumOf = options.mediumOf ?? (() => 'device')
+    this.#groupOf = options.groupOf ?? (() => 0)
     this.#attentionParity = attentionParity
     this.#fixedHalfLife = halfLife ?? null
   }
@@ -181,7 +196,14 @@ export class PrefixIndex<Place> {
 
   /** Blocks that could be evicted one after the other: all but the pinned ones and those before them. */
   get evictable(): number {
-    return this.#nodes.size - this.#heldNodes
+    let sum = 0
+    for (const n of this.#evictable.values()) sum += n
+    return sum
+  }
+
+  /** The same of one group. */
+  evictableOf(group: number): number {
+    return this.#evictable.get(group) ?? 0
   }
 
   get(hash: BlockHash): PrefixNode<Place> | null {
@@ -324,7 +346,7 @@ export class PrefixIndex<Place> {
     }
     this.#nodes.clear()
     this.#heap.length = 0
-    this.#heldNodes = 0
+    this.#evictable.clear()
     return all
   }
 
@@ -362,6 +384,7 @@ export class PrefixIndex<Place> {
       at: -1,
     }
     this.#nodes.set(hash, node)
+    this.#count(node, 1)
     if (parent) {
       parent.children ??= new Set()
       parent.children.add(node)
@@ -376,6 +399,7 @@ export class PrefixIndex<Place> {
     this.#heapRemove(node)
     this.#nodes.delete(node.hash)
     if (node.held > 0) this.#release(node)
+    this.#count(node, -1)
     node.stored = false
     const { parent } = node
     if (!parent) return
@@ -397,7 +421,7 @@ export class PrefixIndex<Place> {
     for (let n: Node<Place> | null = node; n; n = n.parent) {
       n.held++
       if (n.held > 1) return
-      this.#heldNodes++
+      this.#count(n, -1)
       this.#heapRemove(n)
     }
   }
@@ -407,9 +431,14 @@ export class PrefixIndex<Place> {
     for (let n: Node<Place> | null = node; n; n = n.parent) {
       n.held--
       if (n.held > 0) return
-      this.#heldNodes--
+      this.#count(n, 1)
       this.#offer(n)
     }
+  }
+
+  #count({ place }: Node<Place>, by: 1 | -1): void {
+    const group = this.#groupOf(place)
+    this.#evictable.set(group, this.evictableOf(group) + by)
   }
 
   /** Makes a block a candidate if it can be one. */

@@ -59,7 +59,7 @@ function normals(r: Random, n: number): Float32Array {
 /** Dequantised row in a logical cell, by a plain loop. */
 function plain(store: KvStore, s: KvSequence, what: 'keys' | 'values', layer: number, head: number, cell: number) {
   const c = s.column(layer, head, DIMS.kvHeads)
-  const arena = store.arenas[c.blocks[Math.floor(cell / PAGE_CELLS)]!.arena]!
+  const arena = store.rowArena(c.blocks[Math.floor(cell / PAGE_CELLS)]!.arena)
   const type = what === 'keys' ? arena.shape.keyType : arena.shape.valueType
   return toFloats(type, cellBytes(arena, what, layer, head, c.physical(cell)), D)
 }
@@ -194,7 +194,7 @@ describe('requantize', () => {
         const freed = requantize(runner, store, s, column, cells, 1)
         assert.equal(freed, used - store.usedBytes)
         const unit = layout === 'ragged' ? 1 : DIMS.layers * DIMS.kvHeads
-        assert.equal(freed, unit * (2 * store.arenas[0]!.blockBytes - 3 * store.arenas[1]!.blockBytes))
+        assert.equal(freed, unit * (2 * store.home.blockBytes - 3 * store.rowArena(1).blockBytes))
         checkStore(store, [])
         const c = s.columns[column]!
         assert.equal(c.rows, 100)

@@ -13,7 +13,9 @@ import { Graph } from '../ggml/graph.ts'
 import * as ops from '../ggml/ops/index.ts'
 import type { Tensor } from '../ggml/tensor.ts'
 import { type Arena, PAGE_CELLS } from './arena.ts'
-import type { Column } from './column.ts'
+import type { CodeArena } from './code-arena.ts'
+import { decode } from './codes.ts'
+import type { BlockRef, Column } from './column.ts'
 import type { KvSequence, KvStore } from './store.ts'
 
 export interface RowData {
@@ -23,15 +25,22 @@ export interface RowData {
   readonly values: Float32Array
 }
 
+export interface MergeSource {
+  readonly cell: number
+  readonly weight: number
+  /** Of its value. Absent: as its key's, `weight`. */
+  readonly valueWeight?: number
+}
+
 /** One row out of several: `into` keeps its cell and its position. */
 export interface MergeGroup {
   /** Cell of a row; it only counts towards the sum if it is in `from` too. */
   readonly into: number
-  readonly from: readonly { readonly cell: number; readonly weight: number }[]
+  readonly from: readonly MergeSource[]
 }
 
 /**
- * Keys and values of a layer, dequantised.
+ * Keys and values of a layer, dequantised, whatever format they are in.
  * @param cells of the column of each head, below its end; they may repeat
  * @throws KvasirError INVALID_ARGUMENT
  */
@@ -45,7 +54,48 @@ export function readRows(
 ): RowData {
   const heads = checkHeads(store, s, layer, head)
   for (const h of heads) checkCells(s.column(layer, h, store.dims.kvHeads), cells)
-  return read(runner, store.dims.headDim, heads.length, cells.length, parts(store, s, layer, heads, cells))
+  const out = read(runner, store.dims.headDim, heads.length, cells.length, parts(store, s, layer, heads, cells))
+  if (s.layout === 'ragged') for (const [i, h] of heads.entries()) finishRows(store, s, layer, h, i, cells, out)
+  return out
+}
+
+/** What graphs do not read: rows in codes, and the lengths of rows whose direction two layers share. */
+function finishRows(
+  store: KvStore,
+  s: KvSequence,
+  layer: number,
+  head: number,
+  index: number,
+  cells: readonly number[],
+  { keys, values }: RowData,
+): void {
+  const { headDim: d, kvHeads } = store.dims
+  const c = s.column(layer, head, kvHeads)
+  const scales = [c.marks('keyScale'), c.marks('valueScale')] as const
+  const known = new Map<number, readonly Float32Array[]>()
+  for (const [i, cell] of cells.entries()) {
+    const at = (index * cells.length + i) * d
+    const number = Math.floor(cell / PAGE_CELLS)
+    const b = c.blocks[number]!
+    const arena = store.arenas[b.arena]!
+    if (arena.kind === 'codes') {
+      const block = known.get(number) ?? decodedBlock(arena, b.layer ?? layer, head, b.page)
+      known.set(number, block)
+      const row = (cell % PAGE_CELLS) * d
+      keys.set(block[0]!.subarray(row, row + d), at)
+      values.set(block[1]!.subarray(row, row + d), at)
+    }
+    for (const [k, data] of [keys, values].entries()) {
+      const by = scales[k]?.[cell] ?? 1
+      if (by !== 1) for (let e = at; e < at + d; e++) data[e]! *= by
+    }
+  }
+}
+
+/** Keys and values of a block, f32 [d, 32] each. */
+function decodedBlock(arena: CodeArena, layer: number, head: number, page: number): readonly Float32Array[] {
+  const { keys, values } = arena.read(layer, head, page)
+  return [decode(keys, arena.format.keys, arena.dims.headDim), decode(values, arena.format.values, arena.dims.headDim)]
 }
 
 /**
@@ -123,7 +173,7 @@ export function requantize(
   }
   for (const [i, cell] of into.entries()) {
     c.setPosition(cell, c.positions[from[i]!]!)
-    c.setMass(cell, c.masses?.[from[i]!] ?? 1)
+    c.copyMarks(c, from[i]!, cell)
   }
   store.drop(s, column, from)
   return before - store.usedBytes
@@ -149,8 +199,9 @@ export function mergeRows(
   checkDistinct(into)
   for (const g of groups) {
     if (!g.from.length) invalid(`merge into cell ${g.into}: no rows to merge`)
-    for (const { cell, weight } of g.from)
-      if (!Number.isFinite(weight)) invalid(`merge into cell ${g.into}: weight ${weight} of cell ${cell}`)
+    for (const { cell, weight, valueWeight = weight } of g.from)
+      if (!Number.isFinite(weight) || !Number.isFinite(valueWeight))
+        invalid(`merge into cell ${g.into}: weights ${weight} and ${valueWeight} of cell ${cell}`)
   }
   if (!groups.length) return
   const d = store.dims.headDim
@@ -158,21 +209,23 @@ export function mergeRows(
   const merged: { layer: number; heads: readonly number[]; rows: RowData }[] = []
   for (const [layer, heads] of headsOf(store, s, column)) {
     const rows = read(runner, d, heads.length, from.length, parts(store, s, layer, heads, from))
-    const sum = (data: Float32Array) => {
+    const sum = (data: Float32Array, weightOf: (source: MergeSource) => number) => {
       const out = new Float32Array(d * groups.length * heads.length)
       const row = new Float64Array(d)
       for (let h = 0; h < heads.length; h++)
         for (const [g, group] of groups.entries()) {
           row.fill(0)
-          for (const { cell, weight } of group.from) {
-            const at = (h * from.length + indexOf.get(cell)!) * d
+          for (const source of group.from) {
+            const at = (h * from.length + indexOf.get(source.cell)!) * d
+            const weight = weightOf(source)
             for (let i = 0; i < d; i++) row[i]! += weight * data[at + i]!
           }
           out.set(row, (h * groups.length + g) * d)
         }
       return out
     }
-    const [keys, values] = [sum(rows.keys), sum(rows.values)]
+    const keys = sum(rows.keys, (s) => s.weight)
+    const values = sum(rows.values, (s) => s.valueWeight ?? s.weight)
     checkFinite('merged keys', keys)
     checkFinite('merged values', values)
     merged.push({ layer, heads, rows: { keys, values } })
@@ -272,17 +325,19 @@ function parts(
   const together = s.layout === 'uniform' ? heads.length : 1
   for (let k = 0; k < heads.length; k += together) {
     const c = s.column(layer, heads[k]!, store.dims.kvHeads)
-    const byArena = new Map<number, number[]>()
+    const bySource = new Map<string, { readonly block: BlockRef; readonly rows: number[] }>()
     for (const [i, cell] of cells.entries()) {
-      const { arena } = c.blocks[Math.floor(cell / PAGE_CELLS)]!
-      const list = byArena.get(arena)
-      if (list) list.push(i)
-      else byArena.set(arena, [i])
+      const block = c.blocks[Math.floor(cell / PAGE_CELLS)]!
+      if (store.arenas[block.arena]!.kind === 'codes') continue
+      const source = `${block.arena} ${block.layer ?? ''}`
+      const list = bySource.get(source)
+      if (list) list.rows.push(i)
+      else bySource.set(source, { block, rows: [i] })
     }
-    for (const [arena, rows] of byArena)
+    for (const { block, rows } of bySource.values())
       out.push({
-        arena: store.arenas[arena]!,
-        layer,
+        arena: store.rowArena(block.arena),
+        layer: block.layer ?? layer,
         firstHead: heads[k]!,
         heads: together,
         cells: Int32Array.from(rows, (i) => c.physical(cells[i]!)),

@@ -140,7 +140,7 @@ class Twins {
   /** As the executor would: bytes of a row into the cell that a column has for it. */
   write(s: KvSequence, column: number, cell: number, id: number): void {
     const c = s.column(layerOf(column), headOf(column), DIMS.kvHeads)
-    const arena = this.store.arenas[c.blocks[Math.floor(cell / PAGE_CELLS)]!.arena]!
+    const arena = this.store.rowArena(c.blocks[Math.floor(cell / PAGE_CELLS)]!.arena)
     for (const what of ['keys', 'values'] as const) {
       const index = this.rows.index(id, what, layerOf(column), headOf(column))
       const type = what === 'keys' ? arena.shape.keyType : arena.shape.valueType
@@ -163,7 +163,7 @@ class Twins {
   }
 
   #compareRow(t: Twin, column: number, c: Column, cell: number, row: Row): void {
-    const arena = this.store.arenas[c.blocks[Math.floor(cell / PAGE_CELLS)]!.arena]!
+    const arena = this.store.rowArena(c.blocks[Math.floor(cell / PAGE_CELLS)]!.arena)
     for (const what of ['keys', 'values'] as const) {
       const type = what === 'keys' ? arena.shape.keyType : arena.shape.valueType
       const index = this.rows.index(row.id, what, layerOf(column), headOf(column))
@@ -349,7 +349,7 @@ class Twins {
     }
     this.external.push(page)
     const ids = Array.from({ length: PAGE_CELLS }, () => this.#nextId++)
-    const holder = this.store.arenas[arena]!
+    const holder = this.store.rowArena(arena)
     for (let column = 0; column < COLUMNS; column++)
       for (const [i, id] of ids.entries())
         for (const what of ['keys', 'values'] as const) {
@@ -414,7 +414,7 @@ class Twins {
       if (c.blocks[Math.floor(cell / PAGE_CELLS)]!.arena !== arena) return
       ids.push(row.id)
     }
-    const pages = c.blocks.slice(0, full).map((b) => this.store.arenas[arena]!.readPage(b.page))
+    const pages = c.blocks.slice(0, full).map((b) => this.store.rowArena(arena).readPage(b.page))
     this.free(t)
     if (full) this.swapped.push({ pages, arena, ids })
     this.count('swapOut')
@@ -436,7 +436,7 @@ class Twins {
       // As it comes from a file: anywhere in a larger buffer.
       const odd = new Uint8Array(bytes.length + 1)
       odd.set(bytes, 1)
-      this.store.arenas[out.arena]!.writePage(page.page, odd.subarray(1))
+      this.store.rowArena(out.arena).writePage(page.page, odd.subarray(1))
       this.store.adopt(s, [page], t.next)
       for (const rows of t.rows)
         for (let i = 0; i < PAGE_CELLS; i++) rows.set(t.next + i, { id: out.ids[t.next + i]!, exact: true })
@@ -579,7 +579,7 @@ describe('a store', () => {
     )
     assert.equal(store.usedBytes, before)
     store.compact(s, 1)
-    assert.equal(before - store.usedBytes, (7 - 4) * store.arenas[0]!.blockBytes) // 200 rows: 7 blocks; 100: 4
+    assert.equal(before - store.usedBytes, (7 - 4) * store.home.blockBytes) // 200 rows: 7 blocks; 100: 4
     checkStore(store, [])
   })
 

@@ -10,8 +10,12 @@ import { KvasirError, showBytes } from '../contract/errors.ts'
 import type { PageId, Range, SequenceId } from '../contract/units.ts'
 import type { Device } from '../ggml/device.ts'
 import { Arena, type ArenaFormat, type CacheDims, PAGE_CELLS } from './arena.ts'
+import type { CodeArena } from './code-arena.ts'
+import { extrasBytes, type Tier } from './codes.ts'
 import { type BlockRef, Column } from './column.ts'
+import { Loans } from './loans.ts'
 import { type Extent, PagePool } from './pages.ts'
+import { permuteRows } from './permute.ts'
 
 /** Pages that a sequence claims when it has become longer than was expected. */
 const LEAST_EXTENT = 8
@@ -35,6 +39,8 @@ export class KvSequence {
   inSlots = false
   /** Arena that the extent lies in: rows may be stored in another one later. */
   extentArena: number
+  /** What the first rows in codes fixed for later ones, by {@link tierKey}. */
+  readonly tiers = new Map<string, { readonly keys: Tier; readonly values: Tier }>()
 
   constructor(id: SequenceId, arena: number) {
     this.id = id
@@ -53,10 +59,18 @@ export class KvSequence {
   }
 }
 
+export function tierKey(column: number, arena: number): string {
+  return `${column} ${arena}`
+}
+
 export class KvStore implements Disposable {
   readonly dims: CacheDims
-  readonly arenas: readonly Arena[]
-  readonly pools: readonly PagePool[]
+  readonly device: Device
+  readonly #arenas: (Arena | CodeArena)[]
+  readonly #pools: PagePool[]
+  /** Room that the first arena gave to others. */
+  readonly #loans: Loans
+  readonly #borrowers = new Map<string, number>()
   readonly #sequences = new Map<SequenceId, KvSequence>()
   #nextId = 1
 
@@ -71,18 +85,91 @@ export class KvStore implements Disposable {
       for (const a of arenas) a[Symbol.dispose]()
       throw error
     }
-    this.arenas = arenas
-    this.pools = arenas.map((a) => new PagePool(a.pages, layers * kvHeads))
+    this.device = device
+    this.#arenas = arenas
+    this.#pools = arenas.map((a) => new PagePool(a.pages, layers * kvHeads))
+    this.#loans = new Loans(this.#arenas, this.#pools)
   }
 
-  /** Bytes of native memory. */
+  get arenas(): readonly (Arena | CodeArena)[] {
+    return this.#arenas
+  }
+
+  get pools(): readonly PagePool[] {
+    return this.#pools
+  }
+
+  /** The arena that sequences grow in. */
+  get home(): Arena {
+    return this.#arenas[0] as Arena
+  }
+
+  /** An arena in which rows are stored one by one. @throws KvasirError INVALID_ARGUMENT */
+  rowArena(index: number): Arena {
+    const arena = this.#arenas[index]
+    if (arena?.kind !== 'rows') throw new KvasirError('INVALID_ARGUMENT', `arena ${index} does not store row by row`)
+    return arena
+  }
+
+  /**
+   * The arena for rows in a format, made when it is first asked for. It has no room of its own: it borrows from the first, page by
+   * page, and gives back what it does not need.
+   * @returns its index
+   */
+  borrower(format: string, make: () => Arena | CodeArena): number {
+    const known = this.#borrowers.get(format)
+    if (known !== undefined) return known
+    const arena = make()
+    const index = this.#arenas.push(arena) - 1
+    this.#pools.push(new PagePool(arena.pages, this.dims.layers * this.dims.kvHeads))
+    this.#loans.add()
+    this.#borrowers.set(format, index)
+    return index
+  }
+
+  /** Pages of the first arena that others have borrowed. */
+  get lentPages(): readonly PageId[] {
+    return this.#loans.pages
+  }
+
+  /** Pages of the first arena that must be free for so many more pages of another. */
+  pagesToBorrow(arena: number, pages: number): number {
+    return arena === 0 ? pages : this.#loans.needed(arena, pages)
+  }
+
+  /** Pages of the first arena that would be free with so many pages of an arena. */
+  pagesReturned(arena: number, pages: number): number {
+    return arena === 0 ? pages : this.#loans.returned(arena, pages)
+  }
+
+  /** Pages of the first arena that so many of an arena take the place of. */
+  homePages(arena: number, pages: number): number {
+    return this.#loans.pagesFor(arena, pages)
+  }
+
+  /** Most pages of an arena that there is room for. */
+  mostPages(arena: number): number {
+    const { pages, pageBytes } = this.arenas[arena]!
+    return Math.min(pages, Math.floor((this.home.pages * this.home.pageBytes) / pageBytes))
+  }
+
+  /** Gives the first arena back what it lent and is not used. */
+  reclaim(): void {
+    this.#loans.reclaim()
+  }
+
+  /** Bytes of native memory: what borrowers use is the first arena's. */
   get bytes(): number {
-    return this.arenas.reduce((sum, a) => sum + a.bytes, 0)
+    return this.arenas.reduce((sum, a, i) => sum + (this.#loans.isBorrower(i) ? 0 : a.bytes), 0)
   }
 
-  /** Bytes of the blocks that somebody holds. */
+  /** Bytes of the blocks that somebody holds, and of what lies beside them. */
   get usedBytes(): number {
-    return this.pools.reduce((sum, pool, i) => sum + pool.usedBlocks * this.arenas[i]!.blockBytes, 0)
+    const lent = this.lentPages.length * this.home.pageBytes
+    return this.arenas.reduce((sum, a, i) => {
+      const beside = a.kind === 'codes' ? a.extraBytes : 0
+      return sum + this.pools[i]!.usedBlocks * a.blockBytes + beside
+    }, -lent)
   }
 
   get sequences(): ReadonlyMap<SequenceId, KvSequence> {
@@ -114,13 +201,14 @@ export class KvStore implements Disposable {
     const s = this.create(from.layout === 'uniform' ? expectedRows : 0, from.arena)
     s.layout = from.layout
     s.inSlots = from.inSlots
+    for (const [key, tier] of from.tiers) s.tiers.set(key, tier)
     s.columns = from.columns.map((c) => c.clone())
     for (const [c, column] of s.columns.entries()) {
       // Room that only `from` was promised stays its own.
       column.takeUnused()
       for (const b of column.blocks)
         if (s.layout === 'uniform') this.pools[b.arena]!.holdPage(b.page)
-        else this.pools[b.arena]!.holdBlock(b.page, c)
+        else this.#hold(c, b)
     }
     return s
   }
@@ -236,12 +324,36 @@ export class KvStore implements Disposable {
     for (const column of columns) column.truncate(column.end - rows)
   }
 
-  /** Bytes of the blocks that its rows lie in, shared ones too. */
+  /**
+   * Bytes of the blocks that its rows lie in, those that it shares with other sequences too, and of all that belongs to them. What
+   * several of its own rows or layers share counts once.
+   */
   heldBytes(s: KvSequence): number {
     const perBlock = s.layout === 'uniform' ? this.dims.layers * this.dims.kvHeads : 1
     let bytes = 0
-    for (const c of s.columns)
-      for (let i = 0; i * PAGE_CELLS < c.end; i++) bytes += perBlock * this.arenas[c.blocks[i]!.arena]!.blockBytes
+    const shared = new Set<object>()
+    const once = (list: Uint16Array | null) => {
+      if (list && !shared.has(list)) bytes += list.byteLength
+      if (list) shared.add(list)
+    }
+    for (const [i, c] of s.columns.entries())
+      for (let k = 0; k * PAGE_CELLS < c.end; k++) {
+        const b = c.blocks[k]!
+        const arena = this.arenas[b.arena]!
+        // Two layers share a block: the upper one's. Each has lengths of its own, f16, of keys and values.
+        if (b.layer !== undefined) bytes += SCALE_BYTES
+        if (b.layer === undefined || b.layer === Math.floor(i / this.dims.kvHeads)) bytes += perBlock * arena.blockBytes
+        if (arena.kind === 'rows') continue
+        const { layer, head } = this.#place(i, b)
+        const extras = arena.extras(layer, head, b.page)
+        if (!extras) continue
+        bytes += extrasBytes(extras.keys) + extrasBytes(extras.values)
+        for (const e of [extras.keys, extras.values]) {
+          once(e.channelScale)
+          once(e.channelBase)
+          once(e.lowRank?.b ?? null)
+        }
+      }
     return bytes
   }
 
@@ -276,7 +388,8 @@ export class KvStore implements Disposable {
   /**
    * Closes the holes of a column by moving its last rows into them, so that its rows take as few blocks as they can. The
    * order of rows in a column is of no meaning: each carries its position. Shared blocks are copied first. Rows stay in
-   * their arena; blocks of the sequence's own arena come last, so that it grows on in the last of them.
+   * their arena, and in blocks that are written as a whole where they are; blocks of the sequence's own arena come last, so that
+   * it grows on in the last of them.
    * @throws KvasirError KV_BUDGET when a copy finds no room; then nothing has changed
    */
   compact(s: KvSequence, column: number): void {
@@ -287,8 +400,12 @@ export class KvStore implements Disposable {
     const own: number[] = []
     const others: number[] = []
     let end = 0
-    for (const arena of new Set(used.map((b) => b.arena))) {
-      const blocks = [...used.keys()].filter((i) => used[i]!.arena === arena)
+    const sealed = [...used.keys()].filter((i) => this.#isSealed(used[i]!))
+    others.push(...sealed)
+    end += sealed.length * PAGE_CELLS
+    const open = used.filter((b) => !this.#isSealed(b))
+    for (const arena of new Set(open.map((b) => b.arena))) {
+      const blocks = [...used.keys()].filter((i) => used[i]!.arena === arena && !this.#isSealed(used[i]!))
       const cellAt = (i: number) => blocks[Math.floor(i / PAGE_CELLS)]! * PAGE_CELLS + (i % PAGE_CELLS)
       let into = 0
       let from = blocks.length * PAGE_CELLS - 1
@@ -310,6 +427,35 @@ export class KvStore implements Disposable {
   }
 
   /**
+   * Puts rows of a ragged sequence side by side at the front of the column's blocks, in the order in which they are given, and all
+   * others behind them: blocks that are written as a whole stay where they are. Shared blocks are copied first.
+   * @param cells of rows that lie in the sequence's own arena, as many as fill whole blocks
+   * @returns the blocks that they are in now
+   * @throws KvasirError INVALID_ARGUMENT, KV_BUDGET; then nothing has changed
+   */
+  bringTogether(s: KvSequence, column: number, cells: readonly number[]): number[] {
+    const c = this.#checkColumn(s, column)
+    checkCells(c, cells)
+    if (s.layout === 'uniform' || cells.length % PAGE_CELLS)
+      throw new KvasirError('INVALID_ARGUMENT', `${cells.length} rows of a ${s.layout} sequence fill no whole blocks`)
+    const used = c.blocks.slice(0, Math.ceil(c.end / PAGE_CELLS))
+    const open = [...used.keys()].filter((i) => used[i]!.arena === s.arena && !this.#isSealed(used[i]!))
+    const chosen = new Set(cells)
+    const others = open
+      .flatMap((i) => Array.from({ length: PAGE_CELLS }, (_, k) => i * PAGE_CELLS + k))
+      .filter((cell) => c.positions[cell]! >= 0 && !chosen.has(cell))
+    this.#ownAll(s, new Map([[column, open]]))
+    const { layer, head } = this.#place(column, used[open[0]!]!)
+    const pages = open.map((i) => c.blocks[i]!.page)
+    const order = [...cells, ...others]
+    const place = new Map(open.map((block, k) => [block, k]))
+    const physical = order.map((cell) => place.get(Math.floor(cell / PAGE_CELLS))! * PAGE_CELLS + (cell % PAGE_CELLS))
+    permuteRows(this.rowArena(s.arena), layer, head, pages, physical)
+    c.permute(open, order)
+    return open.slice(0, cells.length / PAGE_CELLS)
+  }
+
+  /**
    * Copies the rows that a ragged sequence keeps into fresh pages, side by side in the order of their positions, the same pages for
    * all layers and heads: attention then reads them where they lie. All else that it held is released.
    * @param kept cells by column, in the order of their positions, one at least in some column
@@ -320,22 +466,22 @@ export class KvStore implements Disposable {
     if (s.layout === 'uniform') throw new KvasirError('INVALID_ARGUMENT', 'only ragged sequences are rewritten')
     for (const [i, cells] of kept.entries()) checkCells(s.columns[i]!, Array.from(cells))
     const pages = Math.ceil(kept.reduce((most, cells) => Math.max(most, cells.length), 0) / PAGE_CELLS)
-    if (s.columns.some((c) => c.blocks.some((b) => b.arena !== s.arena))) return false
+    if (s.columns.some((c) => c.blocks.some((b) => b.arena !== s.arena || this.#isSealed(b)))) return false
     const run = this.takeRun(s.arena, pages, LEAST_EXTENT)
     if (!run) return false
     for (const { arena, page } of run) this.pools[arena]!.splitPage(page)
-    const arena = this.arenas[s.arena]!
+    const arena = this.rowArena(s.arena)
     for (const [i, old] of s.columns.entries()) {
       const [layer, head] = [Math.floor(i / this.dims.kvHeads), i % this.dims.kvHeads]
       const fresh = new Column()
       const blocks = Math.ceil(kept[i]!.length / PAGE_CELLS)
       for (const b of run.slice(0, blocks)) fresh.addBlock(b)
       for (const b of run.slice(blocks)) this.#release(s, i, b)
-      const { positions, masses } = old
+      const { positions } = old
       for (let k = 0; k < kept[i]!.length; k++) {
         const from = kept[i]![k]!
         const into = fresh.push(positions[from]!)
-        if (masses) fresh.setMass(into, masses[from]!)
+        fresh.copyMarks(old, from, into)
         arena.copyRow(layer, head, old.physical(from), fresh.physical(into))
       }
       for (const b of old.blocks) this.#release(s, i, b)
@@ -355,7 +501,7 @@ export class KvStore implements Disposable {
     checkCount('blocks', blocks)
     const taken: BlockRef[] = []
     try {
-      let after = c.blocks.findLast((b) => b.arena === arena)?.page ?? null
+      let after = c.blocks.findLast((b) => b.arena === arena && b.layer === undefined)?.page ?? null
       while (taken.length < blocks) {
         taken.push(this.#takeAfter(s, column, arena, after))
         after = taken.at(-1)!.page
@@ -372,7 +518,11 @@ export class KvStore implements Disposable {
   /** Takes a free page for itself, e.g. to load a stored block into. Null: there is none. */
   takePage(arena: number, after: number | null): BlockRef | null {
     const page = this.pools[arena]!.takePage(after, null)
-    return page === null ? null : { arena, page }
+    if (page === null) return null
+    const taken = { arena, page }
+    if (this.#loans.cover(arena)) return taken
+    this.releasePage(taken)
+    return null
   }
 
   /**
@@ -386,11 +536,11 @@ export class KvStore implements Disposable {
     if (!extent) return null
     pool.closeExtent(extent)
     if (extent.to - extent.from < pages) return null
-    return Array.from({ length: pages }, (_, i) => {
-      const page = (extent.from + i) as PageId
-      pool.holdPage(page)
-      return { arena, page }
-    })
+    const run = Array.from({ length: pages }, (_, i) => ({ arena, page: (extent.from + i) as PageId }))
+    for (const b of run) this.holdPage(b)
+    if (this.#loans.cover(arena)) return run
+    for (const b of run) this.releasePage(b)
+    return null
   }
 
   holdPage(b: BlockRef): void {
@@ -399,6 +549,7 @@ export class KvStore implements Disposable {
 
   releasePage(b: BlockRef): void {
     this.pools[b.arena]!.releasePage(b.page)
+    this.#loans.settle(b.arena)
   }
 
   isPageShared(b: BlockRef): boolean {
@@ -410,14 +561,34 @@ export class KvStore implements Disposable {
     return this.#isShared(s, column, s.columns[column]!.blocks[index]!)
   }
 
-  /** Pages of a sequence that nobody else holds: what freeing it would free. */
+  /** Pages of the first arena's size that nobody else holds: what freeing a sequence would free. */
   ownPages(s: KvSequence): number {
-    if (s.layout === 'uniform')
-      return s.columns[0]!.blocks.reduce((n, b) => n + (this.pools[b.arena]!.isPageShared(b.page) ? 0 : 1), 0)
+    if (s.layout === 'uniform') {
+      const own = s.columns[0]!.blocks.filter((b) => !this.isPageShared(b))
+      return Math.floor(own.reduce((sum, b) => sum + this.arenas[b.arena]!.pageBytes, 0) / this.home.pageBytes)
+    }
     let blocks = 0
     for (const [i, c] of s.columns.entries())
-      for (const b of c.blocks) if (!this.pools[b.arena]!.isBlockShared(b.page, i)) blocks++
+      for (const b of c.blocks) if (b.arena === 0 && !this.#isShared(s, i, b)) blocks++
     return Math.floor(blocks / s.columns.length)
+  }
+
+  /**
+   * Puts blocks of one layer into a column of another, for both to read: as holes, in front of the block that its end lies in. The
+   * first of their cells.
+   */
+  shareBlocks(s: KvSequence, column: number, blocks: readonly BlockRef[], layer: number): number {
+    const c = this.#checkColumn(s, column)
+    const refs = blocks.map((b) => ({ ...b, layer }))
+    for (const b of refs) this.#hold(column, b)
+    return c.insertBlocks(Math.floor(c.end / PAGE_CELLS), refs)
+  }
+
+  /** Marks blocks of a column as shared with another layer: nothing in them moves from then on. */
+  markShared(s: KvSequence, column: number, indices: readonly number[]): void {
+    const c = this.#checkColumn(s, column)
+    const layer = Math.floor(column / this.dims.kvHeads)
+    for (const i of indices) c.replaceBlock(i, { ...c.blocks[i]!, layer })
   }
 
   [Symbol.dispose](): void {
@@ -446,12 +617,33 @@ export class KvStore implements Disposable {
 
   /** Whether new rows can go into a block as it is. Those behind the end can be shared too, once rows were taken back. */
   #isWritable(s: KvSequence, column: number, b: BlockRef | undefined): boolean {
-    return b !== undefined && b.arena === s.arena && !this.#isShared(s, column, b)
+    return b !== undefined && b.arena === s.arena && !this.#isSealed(b) && !this.#isShared(s, column, b)
   }
 
   #isShared(s: KvSequence, column: number, b: BlockRef): boolean {
     const pool = this.pools[b.arena]!
-    return s.layout === 'uniform' ? pool.isPageShared(b.page) : pool.isBlockShared(b.page, column)
+    return s.layout === 'uniform' ? pool.isPageShared(b.page) : pool.isBlockShared(b.page, this.#owner(column, b))
+  }
+
+  /** Whether its rows can be dropped, but neither moved nor written. */
+  #isSealed(b: BlockRef): boolean {
+    return b.layer !== undefined || this.arenas[b.arena]!.kind === 'codes'
+  }
+
+  /** Layer and head of a ragged table's block. */
+  #place(column: number, b: BlockRef): { layer: number; head: number } {
+    const { kvHeads } = this.dims
+    return { layer: b.layer ?? Math.floor(column / kvHeads), head: column % kvHeads }
+  }
+
+  /** Which of its page's blocks a column's block is. */
+  #owner(column: number, b: BlockRef): number {
+    const { layer, head } = this.#place(column, b)
+    return layer * this.dims.kvHeads + head
+  }
+
+  #hold(column: number, b: BlockRef): void {
+    this.pools[b.arena]!.holdBlock(b.page, this.#owner(column, b))
   }
 
   /** Puts a fresh block in place of block `index`, with the same bytes if wanted; `undo` gets the way back. */
@@ -465,14 +657,14 @@ export class KvStore implements Disposable {
     undo.push(() => {
       c.replaceBlock(index, old)
       if (s.layout === 'uniform') this.holdPage(old)
-      else this.pools[old.arena]!.holdBlock(old.page, column)
+      else this.#hold(column, old)
       this.#release(s, column, fresh)
     })
   }
 
   /** Between blocks of one arena. */
   #copyBlock(s: KvSequence, column: number, from: BlockRef, into: BlockRef): void {
-    const arena = this.arenas[from.arena]!
+    const arena = this.rowArena(from.arena)
     if (s.layout === 'uniform') {
       arena.copyPage(from.page, into.page)
       return
@@ -514,28 +706,36 @@ export class KvStore implements Disposable {
   /** Between cells of one arena, of which nobody else holds the second. */
   #moveRow(s: KvSequence, column: number, from: number, into: number): void {
     const c = s.columns[column]!
-    const arena = this.arenas[c.blocks[Math.floor(from / PAGE_CELLS)]!.arena]!
+    const arena = this.rowArena(c.blocks[Math.floor(from / PAGE_CELLS)]!.arena)
     const { layers, kvHeads } = this.dims
     const move = (layer: number, head: number) => arena.copyRow(layer, head, c.physical(from), c.physical(into))
     if (s.layout === 'ragged') move(Math.floor(column / kvHeads), column % kvHeads)
     else for (let l = 0; l < layers; l++) for (let h = 0; h < kvHeads; h++) move(l, h)
     c.setPosition(into, c.positions[from]!)
-    c.setMass(into, c.masses?.[from] ?? 1)
+    c.copyMarks(c, from, into)
     c.drop(from)
   }
 
   /** A free block, behind block `index` if that can be had. */
   #take(s: KvSequence, column: number, arena: number, index: number): BlockRef {
     const before = s.columns[column]!.blocks[index]
-    return this.#takeAfter(s, column, arena, before && before.arena === arena ? before.page : null)
+    return this.#takeAfter(
+      s,
+      column,
+      arena,
+      before && before.arena === arena && before.layer === undefined ? before.page : null,
+    )
   }
 
   #takeAfter(s: KvSequence, column: number, arena: number, after: PageId | null): BlockRef {
     const pool = this.pools[arena]!
     const extent = arena === s.extentArena ? s.extent : null
     const page: PageId | null = s.layout === 'uniform' ? pool.takePage(after, extent) : pool.takeBlock(column, after)
-    if (page !== null) return { arena, page }
-    const a = this.arenas[arena]!
+    if (page !== null) {
+      if (this.#loans.cover(arena)) return { arena, page }
+      this.#release(s, column, { arena, page })
+    }
+    const a = this.home
     throw new KvasirError(
       'KV_BUDGET',
       `no page is free: all ${a.pages} (${showBytes(a.bytes)}) are held. Lower maxTokens, send fewer requests at once, or load ` +
@@ -545,8 +745,16 @@ export class KvStore implements Disposable {
   }
 
   #release(s: KvSequence, column: number, b: BlockRef): void {
-    if (s.layout === 'uniform') this.pools[b.arena]!.releasePage(b.page)
-    else this.pools[b.arena]!.releaseBlock(b.page, column)
+    const pool = this.pools[b.arena]!
+    if (s.layout === 'uniform') pool.releasePage(b.page)
+    else {
+      const owner = this.#owner(column, b)
+      pool.releaseBlock(b.page, owner)
+      const arena = this.arenas[b.arena]!
+      const { layer, head } = this.#place(column, b)
+      if (arena.kind === 'codes' && pool.holders(b.page, owner) === 0) arena.forget(layer, head, b.page)
+    }
+    this.#loans.settle(b.arena)
   }
 
   /** Claims room to grow, behind block `after` if it can be; again when what was claimed is used up. */
@@ -581,6 +789,9 @@ export class KvStore implements Disposable {
       throw new KvasirError('INVALID_ARGUMENT', `arena ${arena} of a store of ${this.arenas.length}`)
   }
 }
+
+/** Of a block that two layers share: lengths of 32 keys and 32 values, f16. */
+const SCALE_BYTES = PAGE_CELLS * 2 * 2
 
 function checkCount(what: string, n: number): void {
   if (!(Number.isSafeInteger(n) && n >= 0))

@@ -3,6 +3,7 @@ import { type Command, Option } from 'commander'
 import type { AttentionRow, HeadShape } from '../../bench/attention.ts'
 import type { BatchRow } from '../../bench/batch.ts'
 import type { CacheRow } from '../../bench/cache.ts'
+import type { CacheTypesRow, TypePair } from '../../bench/cache-types.ts'
 import type { ExactnessRow } from '../../bench/exactness.ts'
 import type { PackingRow } from '../../bench/packing.ts'
 import type { ParityRow } from '../../bench/parity.ts'
@@ -46,6 +47,11 @@ interface ServingFlags {
 
 interface BatchFlags extends ServingFlags {
   readonly sequences?: string[]
+  readonly lowering?: LoweringName
+}
+
+interface CacheTypesFlags extends ServingFlags {
+  readonly types?: string[]
   readonly lowering?: LoweringName
 }
 
@@ -131,6 +137,22 @@ export const batchOptions = (): Option[] => [
   rowsJson(),
 ]
 
+export const cacheTypesOptions = (): Option[] => [
+  new Option('--shape <name>', 'house, or a shape of bench/speed.ts (default: qwen2.5-0.5b)'),
+  new Option('--type <name>', 'quantisation of the weights (default: q8_0)'),
+  list(
+    '--types <pairs>',
+    'types of cached keys and values, as q8_0:q4_0 (default: f16:f16,q8_0:q8_0,q8_0:q4_0,q4_0:q4_0,q5_1:q5_1,iq4_nl:iq4_nl)',
+  ),
+  list('-c, --context <tokens>', 'tokens in the cache (default: 2048,8192,32768)'),
+  loweringOption(),
+  new Option('--rounds <n>', 'pairs of runs per figure (default: 3 for long runs to 21 for short ones)').argParser(
+    toNumber,
+  ),
+  threadsOption(),
+  rowsJson(),
+]
+
 export const packingOptions = (): Option[] => [
   new Option('--shape <name>', 'house, or a shape of bench/packing.ts (default: house)'),
   new Option('--type <name>', 'quantisation of random weights (default: q8_0)'),
@@ -173,6 +195,8 @@ export function addBench(program: Command): void {
   addOptions(stall.action(runStall), stallOptions())
   const batch = bench.command('batch').description('sequences that decode together, taking turns with libllama')
   addOptions(batch.action(runBatch), batchOptions())
+  const cacheTypes = bench.command('cache-types').description('speed and bytes by the types of cached keys and values')
+  addOptions(cacheTypes.action(runCacheTypes), cacheTypesOptions())
   const packing = bench.command('packing').description('prompts of mixed length at once: packed, padded, ragged')
   addOptions(packing.action(runPacking), packingOptions())
   const attention = bench.command('attention').description('decode attention by how it reads the cache')
@@ -329,6 +353,58 @@ async function runBatch(flags: BatchFlags): Promise<void> {
   if (rounds !== undefined) whole('--rounds', rounds)
   const onNote = (note: string) => void process.stderr.write(`${note}\n`)
   await report(json, table, (onRow) => batch({ ...options, onRow, onNote }))
+}
+
+async function runCacheTypes(flags: CacheTypesFlags): Promise<void> {
+  const { json, shape, type, types: pairs, context, lowering, rounds, threads } = flags
+  const { cacheTypes } = await import('../../bench/cache-types.ts')
+  const { SPEED_SHAPES } = await import('../../bench/speed.ts')
+  /** Ours with f16 keys and values, once measured. */
+  const plain = new Map<string, number>()
+  const caseOf = (r: CacheTypesRow) => `${r.metric} ${r.context}`
+  const overPlain = (r: CacheTypesRow) => {
+    const speed = plain.get(caseOf(r))
+    return speed === undefined ? '-' : (r.ours_tok_s / speed).toFixed(2)
+  }
+  const table = new Table<CacheTypesRow>([
+    { title: 'keys', width: 6, left: true, show: (r) => r.type_k },
+    { title: 'values', width: 6, left: true, show: (r) => r.type_v },
+    { title: 'metric', width: 7, left: true, show: (r) => r.metric },
+    { title: 'context', width: 7, show: (r) => String(r.context) },
+    { title: 'kvasir tok/s', width: 12, show: (r) => r.ours_tok_s.toFixed(1) },
+    { title: 'libllama tok/s', width: 14, show: (r) => r.peer_tok_s?.toFixed(1) ?? '-' },
+    { title: 'ratio', width: 6, show: (r) => r.ratio?.toFixed(3) ?? '-' },
+    { title: 'over our f16', width: 12, show: overPlain },
+    { title: 'bytes/token', width: 11, show: (r) => String(r.kv_bytes_per_token) },
+  ])
+  known('--shape', shape === undefined ? undefined : [shape], ['house', ...Object.keys(SPEED_SHAPES)])
+  if (rounds !== undefined) whole('--rounds', rounds)
+  const options = given({
+    ...{ shape, lowering, rounds, threads },
+    type: types(type === undefined ? undefined : [type])?.[0],
+    pairs: pairs?.map(typePair),
+    contexts: context?.map((c) => whole('--context', Number(c))),
+  })
+  await report(json, table, (onRow) =>
+    cacheTypes({
+      ...options,
+      onRow: (row) => {
+        if (row.type_k === 'f16' && row.type_v === 'f16') plain.set(caseOf(row), row.ours_tok_s)
+        onRow(row)
+      },
+      onNote: toStderr,
+    }),
+  )
+}
+
+function typePair(text: string): TypePair {
+  const names = text.split(':')
+  if (names.length !== 2)
+    throw new KvasirError('INVALID_ARGUMENT', `--types is ${text}; it must be like q8_0:q4_0, keys first`, {
+      field: '--types',
+    })
+  const [keys, values] = known('--types', names, CACHE_TYPES) as [CacheType, CacheType]
+  return { keys, values }
 }
 
 async function runPacking({ json, shape, type, prompts, rounds, threads }: PackingFlags): Promise<void> {

@@ -28,8 +28,8 @@ describe('fit: the figures are those of the engine', () => {
       const { info, store } = engine
       assert.equal(plan.fits, true)
       assert.equal(plan.context, info.contextLength)
-      assert.equal(plan.pages, store.arenas[0]!.pages)
-      assert.equal(plan.kv_tokens, store.arenas[0]!.cells)
+      assert.equal(plan.pages, store.home.pages)
+      assert.equal(plan.kv_tokens, store.home.cells)
       assert.equal(plan.kv_bytes, info.kvMemory + (options.hostCacheBytes ?? 0))
       assert.equal(plan.kv_bytes_per_token, info.kvBytesPerToken)
       assert.equal(

@@ -30,19 +30,42 @@ export interface ObservedLayer {
 
 /** What a policy needs, and when. */
 export interface ObservationNeeds {
-  /** Of the last `rows` rows of the prompt, when the prompt is complete. */
-  readonly window?: { readonly rows: number; readonly statistics: readonly Statistic[] }
+  /** Of the last rows of the prompt, when the prompt is complete. */
+  readonly window?: {
+    readonly rows: number
+    readonly statistics: readonly Statistic[]
+    /** Instead of `rows`, this share of the prompt's rows where that is more. Default 0. */
+    readonly share?: number
+    /** This share of the prompt's rows besides, by chance among those before. Default 0. */
+    readonly random?: number
+    /** Whether the queries themselves are wanted. */
+    readonly queries?: boolean
+  }
   /** Of each key, the sum of what it got from all query rows so far, prompt and answer. */
   readonly columns?: boolean
   /** The probabilities of each row of the answer, when it was computed. */
   readonly decode?: boolean
+  /** The cached keys and values themselves, whenever a plan is made. */
+  readonly rows?: boolean
+}
+
+/** Keys, with their rotation, and values of one KV head, dequantised; f32 [d, n], rows in the order of their positions. */
+export interface HeadRows {
+  readonly keys: Float32Array
+  readonly values: Float32Array
 }
 
 /** All layers, layer 0 first. */
 export interface Observation {
   readonly window?: readonly ObservedLayer[]
+  /** Positions of the rows that the window's statistics are over, ascending. */
+  readonly windowRows?: Int32Array
+  /** Of these rows, with their rotation, by layer: f32 [d, H, rows]. */
+  readonly queries?: readonly Float32Array[]
   /** `sum` only. */
   readonly columns?: readonly ObservedLayer[]
   /** `sum` only, of one row. */
   readonly decode?: readonly ObservedLayer[]
+  /** Read when asked for, and not kept: those of all layers at once would be a second cache. */
+  readonly rows?: (layer: number, kvHead: number) => HeadRows
 }

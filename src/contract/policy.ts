@@ -5,6 +5,7 @@
  * Letters as everywhere: Lyr layers, H query heads, Hkv KV heads, G = H / Hkv, d head size, n rows in the cache.
  */
 import type { Calibration } from './calibration.ts'
+import type { RowFormat } from './format.ts'
 import type { Observation, ObservationNeeds } from './observation.ts'
 import type { Range } from './units.ts'
 
@@ -23,6 +24,11 @@ export interface PolicyState {
   readonly seen: number
   /** Positions of the rows in the cache, ascending, by layer and KV head. A uniform cache has one list for all. */
   readonly positions: (layer: number, kvHead: number) => Int32Array
+  /**
+   * In which format each of them is stored: 0 as they were computed, i + 1 in the i-th of {@link PolicyDefinition.formats},
+   * {@link SHARED} with another layer. Absent: all as they were computed.
+   */
+  readonly formats?: (layer: number, kvHead: number) => Uint8Array
   /** Rows per layer and KV head that the budget pays for on average, sinks and windows included. */
   readonly budget: number
   /** Same seed, same plan. */
@@ -51,8 +57,39 @@ export interface Merge {
   readonly from: Int32Array
   /** Of each of them, for keys and values alike: 1 / n each is their mean. */
   readonly weights: Float32Array
+  /** Where values have other weights than keys. Absent: they have not. */
+  readonly valueWeights?: Float32Array
   /** How many rows it stands for, 1 or more: ln(mass) is added to its attention scores. */
   readonly mass: number
+}
+
+/** Of a row whose direction two layers share: see {@link SharedRows}. */
+export const SHARED = 255
+
+/** Rows that move to another format. They are stored in blocks of 32: what does not fill the last block wastes its place. */
+export interface StoredRows {
+  /** Which of {@link PolicyDefinition.formats}. */
+  readonly format: number
+  /** `rows[layer][kvHead]`: indices of kept rows that are stored as they were computed, ascending. */
+  readonly rows: readonly (readonly Int32Array[])[]
+  /**
+   * `balance[layer][kvHead]`, f32 [d], of keys in codes: channel c is multiplied by its number before it is rounded, and divided
+   * behind; of the first plan that stores rows in the format. Absent: not.
+   */
+  readonly balance?: readonly (readonly Float32Array[])[]
+}
+
+/**
+ * Rows of which two layers keep one direction, and a length each: x_l ~ |x_l| e, e on the great circle between the directions of the
+ * two, at `t` of the way from the lower to the upper. For keys and values alike.
+ */
+export interface SharedRows {
+  readonly lower: number
+  readonly upper: number
+  /** By KV head: indices of kept rows, the same positions in both layers, stored as they were computed, ascending. */
+  readonly lowerRows: readonly Int32Array[]
+  readonly upperRows: readonly Int32Array[]
+  readonly t: number
 }
 
 interface Remembering {
@@ -73,6 +110,10 @@ export type CompressionPlan =
        * cached rows. Absent: positions stay what they were.
        */
       readonly placement?: 'slots'
+      /** Rows that move to other formats, each in one list at most; not those that are merged. Absent: none. */
+      readonly stored?: readonly StoredRows[]
+      /** Rows that pairs of layers share, none of them in `stored` or `merges`. Absent: none. */
+      readonly shared?: readonly SharedRows[]
     })
 
 /** When a prompt that is read layer by layer has passed some of them. */
@@ -130,6 +171,10 @@ export interface PolicyDefinition<S extends OptionSpecs = OptionSpecs> {
   /** Whose calibration it needs; absent or null: none. */
   calibration?(options: OptionsOf<S>): Calibration['policy'] | null
   observes(options: OptionsOf<S>): ObservationNeeds
+  /** Formats that its plans store rows in. Absent: none. */
+  formats?(model: ModelDims, options: OptionsOf<S>): readonly RowFormat[]
+  /** Absent: yes. Else its options say what the cache holds, no budget may be given, and {@link PolicyState.budget} is all rows. */
+  readonly takesBudget?: false
   /**
    * Whether its cache stays within the budget however long the answer becomes, at distances that the model knows: such an answer
    * may go on beyond the context. Default: no.

@@ -28,6 +28,14 @@ export interface RequestView {
   readonly samples: number
   /** Pages that would be freed if it were preempted: those that nobody else holds. */
   readonly ownPages: number
+  /** How large its pages are beside those that are counted, where its rows are stored in other types. Default: as large. */
+  readonly pageSize?: PageSize
+}
+
+/** Bytes of a page of a request, and of the pages that are counted. */
+export interface PageSize {
+  readonly bytes: number
+  readonly counted: number
 }
 
 export interface ScheduleState {
@@ -36,7 +44,7 @@ export interface ScheduleState {
   readonly waiting: readonly RequestView[]
   /** Admitted, oldest admission first. */
   readonly running: readonly RequestView[]
-  /** Pages that are free or could be freed by evicting prefixes that nobody uses. */
+  /** Pages that are free or could be freed by evicting prefixes that nobody uses. A page in other types counts by its size. */
   readonly freePages: number
   readonly totalPages: number
   /** Tokens a page holds. */

@@ -107,11 +107,14 @@ export interface CacheMap {
 }
 
 export interface ArenaMap {
-  readonly keyType: CacheType
-  readonly valueType: CacheType
+  readonly keyType: CacheType | `${number} bits`
+  readonly valueType: CacheType | `${number} bits`
   readonly pageBytes: number
   readonly pages: number
-  /** A character per page: `.` free, `o` held by one sequence, `s` by several, `p` only by stored prefixes. */
+  /**
+   * A character per page: `.` free, `o` held by one sequence, `s` by several, `p` only by stored prefixes, `l` lent to rows in other
+   * formats, which have arenas of their own.
+   */
   readonly states: string
   /** [pages]: id, as in events, of the request that has run longest of those that hold it; 0: none. */
   readonly owners: readonly number[]

@@ -135,6 +135,7 @@ export class Branch implements Disposable {
       maxTokens: task.maxTokens,
       samples: this.generated > 0 ? 1 : task.samples,
       ownPages,
+      pageSize: task.pageSize,
     }
   }
 

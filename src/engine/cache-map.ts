@@ -1,5 +1,7 @@
 /** The store as a picture: one pass over the tables of what runs, one over the pages. */
 import { PAGE_CELLS } from '../cache/arena.ts'
+import type { CodeFormat } from '../cache/code-arena.ts'
+import type { PagePool } from '../cache/pages.ts'
 import type { PrefixCache } from '../cache/prefix-cache.ts'
 import type { KvSequence, KvStore } from '../cache/store.ts'
 import type { ArenaMap, CacheMap } from './api.ts'
@@ -9,13 +11,18 @@ import type { Branch } from './branch.ts'
 export function cacheMap(store: KvStore, prefixes: PrefixCache, running: readonly Branch[]): CacheMap {
   return {
     pageTokens: PAGE_CELLS,
-    arenas: store.arenas.map((_, i) => arenaMap(store, i, running)),
+    // Those without room of their own are there while somebody uses them.
+    arenas: [...store.arenas.keys()]
+      .filter((i) => i === 0 || store.pools[i]!.usedBlocks > 0)
+      .map((i) => arenaMap(store, i, running)),
     tiers: prefixes.tiers,
   }
 }
 
 function arenaMap(store: KvStore, arena: number, running: readonly Branch[]): ArenaMap {
-  const { pages, pageBytes, shape } = store.arenas[arena]!
+  const it = store.arenas[arena]!
+  const { pageBytes } = it
+  const pages = arena === 0 ? it.pages : lastUsed(store.pools[arena]!) + 1
   const pool = store.pools[arena]!
   const holders = new Uint32Array(pages)
   const owners = new Array<number>(pages).fill(0)
@@ -24,17 +31,37 @@ function arenaMap(store: KvStore, arena: number, running: readonly Branch[]): Ar
       holders[page]!++
       owners[page] ||= id
     }
+  const lent = new Set<number>(arena === 0 ? store.lentPages : [])
   const state = (page: number): string => {
     if (pool.isFree(page)) return '.'
+    if (lent.has(page)) return 'l'
     if (holders[page] === 0) return 'p'
     return holders[page] === 1 ? 'o' : 's'
   }
   return {
-    ...{ keyType: shape.keyType, valueType: shape.valueType, pageBytes, pages },
+    ...(it.kind === 'rows' ? typesOf(it.shape) : typesOf(codeNames(it.format))),
+    ...{ pageBytes, pages },
     states: Array.from(holders, (_, page) => state(page)).join(''),
     owners,
     agesMs: Array.from(holders, (_, page) => Math.round(pool.age(page))),
   }
+}
+
+function typesOf({
+  keyType,
+  valueType,
+}: Pick<ArenaMap, 'keyType' | 'valueType'>): Pick<ArenaMap, 'keyType' | 'valueType'> {
+  return { keyType, valueType }
+}
+
+function codeNames({ keys, values }: CodeFormat): Pick<ArenaMap, 'keyType' | 'valueType'> {
+  return { keyType: `${keys.bits} bits`, valueType: `${values.bits} bits` }
+}
+
+function lastUsed(pool: PagePool): number {
+  let page = pool.pages - 1
+  while (page > 0 && pool.isFree(page)) page--
+  return page
 }
 
 /** Each once: the columns of a ragged sequence hold blocks of the same pages. */

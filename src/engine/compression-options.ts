@@ -9,8 +9,10 @@ import type { GenerateRequest } from './request.ts'
 
 export interface CompressionOptions {
   readonly policy: ChosenPolicy
-  /** Rows per layer and KV head on average. */
+  /** Rows per layer and KV head on average; all of the prompt's where none was asked for. */
   readonly budget: number
+  /** Whether the policy keeps to a budget. */
+  readonly isBudgeted: boolean
   readonly seed: number
   /** Rows of the prompt that the policy shortens, from the first on. */
   readonly promptRows: number
@@ -50,9 +52,13 @@ export async function chooseCompression(
   const chosen = choosePolicy(policy)
   const { definition, options, text } = chosen
   if (definition.name === 'full') return null
-  if (budget === undefined) throw bad(`the policy ${text} needs a budget, e.g. 0.25 of the full cache, or 512 tokens`)
-  const rowBytes = store.arenas[0]!.blockBytes / PAGE_CELLS
-  const rows = budgetRows(parseBudget(budget), { model, promptRows, rowBytes })
+  const isBudgeted = definition.takesBudget !== false
+  if (!isBudgeted && budget !== undefined)
+    throw bad(`the policy ${text} takes no budget: its options say how much the cache holds`)
+  if (isBudgeted && budget === undefined)
+    throw bad(`the policy ${text} needs a budget, e.g. 0.25 of the full cache, or 512 tokens`)
+  const rowBytes = store.home.blockBytes / PAGE_CELLS
+  const rows = isBudgeted ? budgetRows(parseBudget(budget!), { model, promptRows, rowBytes }) : promptRows
   const needed = definition.calibration?.(options) ?? null
   const calibration = needed && (await calibrationOf(needed))
   if (needed && !calibration)
@@ -68,7 +74,7 @@ export async function chooseCompression(
   const chunkRows = stages ? null : (definition.chunkRows?.(ahead, options) ?? null)
   checkReading(definition, stages, chunkRows, model.layers)
   return {
-    ...{ policy: chosen, budget: rows, seed: sampling?.seed ?? 0, promptRows, ahead, stages },
+    ...{ policy: chosen, isBudgeted, budget: rows, seed: sampling?.seed ?? 0, promptRows, ahead, stages },
     isEndless: definition.isEndless?.(options) ?? false,
     chunkRows,
   }

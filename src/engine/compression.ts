@@ -7,18 +7,24 @@
  * its own and is never stored. Preempted, it computes its prompt again and repeats the prompt's plans, so that nothing changes.
  */
 
+import { PAGE_CELLS } from '../cache/arena.ts'
 import { carryOut } from '../cache/carry-out.ts'
+import type { Column } from '../cache/column.ts'
+import { arenaFor } from '../cache/reformat.ts'
+import { readRows } from '../cache/rows.ts'
 import type { KvSequence, KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
-import type { Observation, ObservationNeeds, ObservedLayer } from '../contract/observation.ts'
-import type { CompressionPlan, PolicyState, StagePlan } from '../contract/policy.ts'
+import type { RowFormat } from '../contract/format.ts'
+import type { HeadRows, Observation, ObservationNeeds, ObservedLayer } from '../contract/observation.ts'
+import { type CompressionPlan, type PolicyState, SHARED, type StagePlan } from '../contract/policy.ts'
 import type { Range } from '../contract/units.ts'
 import type { WorkInput, WorkItem, WorkOutputs } from '../contract/work-item.ts'
 import type { Runner } from '../ggml/backend.ts'
-import type { ModelConfig } from '../model/config.ts'
+import { type ModelConfig, ropeOf } from '../model/config.ts'
 import { ColumnSums } from './column-sums.ts'
 import type { CompressionOptions } from './compression-options.ts'
 import { StagedPrompt } from './staged.ts'
+import { type SeenWindow, windowItems, windowRows } from './window.ts'
 
 /** What carrying a policy out needs. */
 export interface CompressionTools {
@@ -26,6 +32,8 @@ export interface CompressionTools {
   readonly model: ModelConfig
   /** For moving and merging rows. */
   readonly runner: () => Runner
+  /** Tries to make so many pages free. */
+  readonly makeRoom: (pages: number) => void
 }
 
 /** A plan of the prompt, and how long the sequence was then: what a preempted sequence repeats. */
@@ -36,6 +44,8 @@ export class Compression {
   readonly #prompt: Int32Array
   readonly #o: CompressionOptions
   readonly #columns: ColumnSums | null
+  /** In which its plans store rows. */
+  readonly #formats: readonly RowFormat[]
   /** What the policy has to see. */
   readonly needs: ObservationNeeds
   /** What became of the prompt, in order. */
@@ -54,6 +64,7 @@ export class Compression {
     this.#o = o
     this.needs = o.policy.definition.observes(o.policy.options)
     this.#columns = this.needs.columns ? new ColumnSums() : null
+    this.#formats = o.policy.definition.formats?.(tools.model, o.policy.options) ?? []
     this.#startStages()
   }
 
@@ -169,32 +180,24 @@ export class Compression {
   }
 
   /**
-   * The last rows of the prompt, or of the stage, once more, for the policy to see what they look at: nothing is stored. Null:
-   * there is nothing to be seen.
+   * Rows of the prompt, or of the stage, once more, for the policy to see what they look at. None: there is nothing to be seen.
+   * @param most rows of an item
    */
-  window(sequence: KvSequence): WorkItem | null {
+  window(sequence: KvSequence, most: number): readonly WorkItem[] {
     const { window } = this.needs
     const staged = this.#staged
     const isRepeated = this.#carried < this.#plans.length
-    if (!window || isRepeated || this.#o.chunkRows !== null || (!staged && this.#fits)) return null
+    if (!window || isRepeated || this.#o.chunkRows !== null || (!staged && this.#fits)) return []
     const positions = staged ? staged.rows : Int32Array.from({ length: this.#o.promptRows }, (_, i) => i)
-    const n = positions.length
-    const rows = Math.min(window.rows, n)
+    const rows = windowRows(window, positions.length, this.#o.seed)
     const layers: Range = staged ? staged.layers : { from: 0, to: this.#tools.model.layers }
-    const input: WorkInput = staged
-      ? staged.input(n - rows, n)
-      : { kind: 'tokens', tokens: this.#prompt.slice(n - rows, n) }
-    return {
-      sequence: sequence.id,
-      positions: positions.slice(n - rows),
-      store: { kind: 'kept' },
-      ...{ layers, input, mask: { kind: 'causal' } },
-      outputs: { logits: [], hidden: false, observe: { rows: { from: 0, to: rows }, statistics: window.statistics } },
-    }
+    const inputOf = (own: Int32Array): WorkInput =>
+      staged ? staged.inputOf(own) : { kind: 'tokens', tokens: own.map((row) => this.#prompt[row]!) }
+    return windowItems(sequence, window, rows, layers, { positions, inputOf, most })
   }
 
   /** The prompt, or a part of it, is complete. @param window what was seen of {@link window} */
-  planPrompt(sequence: KvSequence, window: readonly ObservedLayer[] | null): void {
+  planPrompt(sequence: KvSequence, window: SeenWindow | null): void {
     const computed = this.#staged ? this.#staged.progress : (this.#seen ?? sequence.columns[0]!.end)
     const plan = (this.#plans[this.#carried] ??= this.#planOf(sequence, window, computed))
     this.#carried++
@@ -205,21 +208,21 @@ export class Compression {
     }
   }
 
-  #planOf(sequence: KvSequence, window: readonly ObservedLayer[] | null, computed: number): PromptPlan {
+  #planOf(sequence: KvSequence, window: SeenWindow | null, computed: number): PromptPlan {
     const { definition, options } = this.#o.policy
     // All rows of the prompt are known while it goes through the layers.
     const state = this.#state(sequence, this.#staged ? this.#o.promptRows : computed)
     if (this.#staged) {
       const stage = { ...state, prompt: this.#o.ahead, layers: this.#staged.layers, ran: this.#staged.rows }
-      return definition.afterStage!(this.#seenOf({ window }), stage, options)
+      return definition.afterStage!(this.#seenOf(sequence, { window }), stage, options)
     }
     if (this.#o.chunkRows !== null) return definition.afterChunk!(state, options)
     if (this.#fits) return { kind: 'keep-all' }
-    return definition.afterPrefill(this.#seenOf({ window }), state, options)
+    return definition.afterPrefill(this.#seenOf(sequence, { window }), state, options)
   }
 
   get #fits(): boolean {
-    return this.#o.promptRows <= this.#o.budget
+    return this.#o.isBudgeted && this.#o.promptRows <= this.#o.budget
   }
 
   #passStage(sequence: KvSequence, staged: StagedPrompt, { rows, next, memory }: StagePlan): void {
@@ -240,28 +243,57 @@ export class Compression {
   afterDecode(sequence: KvSequence, decode: readonly ObservedLayer[] | null): void {
     const { definition, options } = this.#o.policy
     if (!definition.afterDecode) return
-    const plan = definition.afterDecode(this.#seenOf({ decode }), this.#state(sequence, this.#seen!), options)
+    const plan = definition.afterDecode(this.#seenOf(sequence, { decode }), this.#state(sequence, this.#seen!), options)
     this.#carryOut(sequence, plan)
   }
 
   #carryOut(sequence: KvSequence, plan: CompressionPlan): void {
     if (plan.memory !== undefined) this.#memory = plan.memory
-    carryOut(this.#tools.store, sequence, plan, this.#tools.runner)
+    if (plan.kind === 'keep') for (const { lower, upper } of plan.shared ?? []) this.#checkShared(lower, upper)
+    const { store, runner, makeRoom } = this.#tools
+    carryOut(store, sequence, plan, { runner, makeRoom, formats: this.#formats, seed: this.#o.seed })
     if (plan.kind === 'keep') this.#columns?.keep(plan.rows)
   }
 
-  #seenOf({
-    window,
-    decode,
-  }: {
-    window?: readonly ObservedLayer[] | null
-    decode?: readonly ObservedLayer[] | null
-  }): Observation {
+  #seenOf(
+    sequence: KvSequence,
+    { window, decode }: { window?: SeenWindow | null; decode?: readonly ObservedLayer[] | null },
+  ): Observation {
     return {
-      ...(window ? { window } : {}),
+      ...(window ? { window: window.layers, windowRows: window.positions } : {}),
+      ...(window?.queries ? { queries: window.queries } : {}),
       ...(this.#columns ? { columns: this.#columns.observed } : {}),
       ...(decode ? { decode } : {}),
+      ...(this.needs.rows ? { rows: (layer, head) => this.#rowsOf(sequence, layer, head) } : {}),
     }
+  }
+
+  /** One direction for the keys of two layers only makes sense where both are rotated alike. @throws KvasirError NOT_SUPPORTED */
+  #checkShared(lower: number, upper: number): void {
+    const { model } = this.#tools
+    const rotation = (layer: number) => JSON.stringify(ropeOf(model, layer))
+    if (rotation(lower) !== rotation(upper))
+      throw new KvasirError(
+        'NOT_SUPPORTED',
+        `layers ${lower} and ${upper} of this model cannot share rows: their positions are rotated differently. Choose another policy`,
+      )
+  }
+
+  /** Of each row, in the order of positions. */
+  #formatsOf(sequence: KvSequence, column: Column): Uint8Array {
+    const { store } = this.#tools
+    const ids = this.#formats.map((f) => store.borrower(JSON.stringify(f), () => arenaFor(store, f)))
+    return Uint8Array.from(column.byPosition, (cell) => {
+      const { arena, layer } = column.blocks[Math.floor(cell / PAGE_CELLS)]!
+      if (layer !== undefined) return SHARED
+      return arena === sequence.arena ? 0 : ids.indexOf(arena) + 1
+    })
+  }
+
+  #rowsOf(sequence: KvSequence, layer: number, head: number): HeadRows {
+    const { store, runner, model } = this.#tools
+    const cells = sequence.column(layer, head, model.kvHeads).byPosition
+    return readRows(runner(), store, sequence, layer, head, [...cells])
   }
 
   #state(sequence: KvSequence, seen: number): PolicyState {
@@ -275,8 +307,10 @@ export class Compression {
       known.set(index, found)
       return found
     }
+    const formats = (layer: number, head: number) => this.#formatsOf(sequence, sequence.column(layer, head, kvHeads))
     return {
       ...{ model: this.#tools.model, seen, positions, budget, seed },
+      ...(this.#formats.length || sequence.layout === 'ragged' ? { formats } : {}),
       ...(ahead.calibration ? { calibration: ahead.calibration } : {}),
       ...(this.#memory === undefined ? {} : { memory: this.#memory }),
     }

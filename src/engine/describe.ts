@@ -11,7 +11,7 @@ import type { CompleteOptions } from './options.ts'
 
 export function describe(model: Model, store: KvStore, o: CompleteOptions, contextLength: number): EngineInfo {
   const { file, config, device, tokenizer, weights } = model
-  const arena = store.arenas[0]!
+  const arena = store.home
   const { architecture, name, layers, width, heads, kvHeads, headDim } = config
   return {
     file: file.path,
@@ -50,7 +50,7 @@ export async function modelDigest({ file }: Model): Promise<string> {
 
 /** What cached rows depend on. Vocabulary and merges are in the model's file: one digest serves both. */
 export function identityOf({ config }: Model, store: KvStore, o: CompleteOptions, digest: string): CacheIdentity {
-  const { keyType, valueType, valuesTransposed } = store.arenas[0]!.shape
+  const { keyType, valueType, valuesTransposed } = store.home.shape
   const layout = `page${PAGE_CELLS} ${valuesTransposed ? 'transposed' : 'rows'} ${o.lowering}`
   return {
     model: digest,

@@ -150,7 +150,7 @@ describe('an embedding', () => {
     const [want] = await alone([request])
     let pageBytes = 0
     await withEngine({}, async (engine) => {
-      pageBytes = engine.store.arenas[0]!.pageBytes
+      pageBytes = engine.store.home.pageBytes
     })
     // Three rows a step: the answer grows by one in each, and needs its fifth page while the embedding is half done.
     await withEngine({ kvMemory: 8 * pageBytes, tokenBudget: 3 }, async (engine) => {

@@ -6,7 +6,7 @@
  * for await (const part of engine.generate({ messages: [{ role: 'user', content: 'Hello' }] })) process.stdout.write(part.text)
  * ```
  */
-import { arenaBytes } from '../cache/arena.ts'
+import { arenaBytes, PAGE_CELLS } from '../cache/arena.ts'
 import type { CacheIdentity } from '../cache/identity.ts'
 import { PrefixCache } from '../cache/prefix-cache.ts'
 import { KvStore, type StoreShape } from '../cache/store.ts'
@@ -31,6 +31,7 @@ import {
   MOST_REQUESTS,
 } from './api.ts'
 import { cacheMap } from './cache-map.ts'
+import { arenaOf } from './cache-types.ts'
 import { findCalibration } from './calibrations.ts'
 import { chooseCompression } from './compression-options.ts'
 import { describe, fullIdentity, identityOf } from './describe.ts'
@@ -117,7 +118,7 @@ export class LocalEngine implements EngineApi, Disposable {
     try {
       const made = new KvStore(shape!, device)
       store = made
-      const info = describe(loaded, made, complete, Math.min(contextLength, made.arenas[0]!.cells))
+      const info = describe(loaded, made, complete, Math.min(contextLength, made.home.cells))
       const emit = (event: EngineEvent) => events.add(event)
       const prefixes = await PrefixCache.open(
         made,
@@ -181,24 +182,27 @@ export class LocalEngine implements EngineApi, Disposable {
     const request = this.#seeded(asked)
     const prompt = this.encodePrompt(request)
     const { store } = this
-    const compression = await chooseCompression(request, prompt, { model: this.model.config, store }, (policy) =>
+    const { config: model } = this.model
+    const arena = arenaOf(request, { store, model, lowering: this.options.lowering })
+    const compression = await chooseCompression(request, prompt, { model, store }, (policy) =>
       this.#calibration(policy),
     )
+    if (compression && arena !== 0) throw policyWithTypes(compression.policy.text)
     const most = request.forced?.length ?? request.maxTokens
-    const left = this.info.contextLength - prompt.length
-    // An answer without end ends where the caller wants, or else where any other would.
     const { contextLength } = this.info
+    const left = this.#mostRows(arena) - prompt.length
+    // An answer without end ends where the caller wants, or else where any other would.
     const endless = most !== undefined && compression?.isEndless && compression.budget < contextLength
     const room = endless ? most : left
     if (left < 1 && !(endless && compression.chunkRows !== null))
-      throw this.#overflow(prompt.length, ', at least one of them for the answer')
+      throw this.#tooLong(prompt.length, 1, ', at least one of them for the answer', arena)
     if (request.forced && room < request.forced.length)
-      throw this.#overflow(prompt.length, `, and the forced answer has ${request.forced.length}`)
-    checkForced(request.forced, this.model.config.vocab)
+      throw this.#tooLong(prompt.length, most!, `, and the forced answer has ${most}`, arena)
+    checkForced(request.forced, model.vocab)
     checkSampling(request.sampling ?? {}, this.model.tokenizer.vocabSize)
     new StopMatcher(typeof request.stop === 'string' ? [request.stop] : (request.stop ?? []))
     return {
-      ...this.#task(request, prompt),
+      ...this.#task(request, prompt, arena),
       kind: 'generate',
       request,
       maxTokens: Math.min(most ?? room, room),
@@ -221,7 +225,7 @@ export class LocalEngine implements EngineApi, Disposable {
     const prompt = this.encodePrompt(request)
     if (prompt.length > this.info.contextLength) throw this.#overflow(prompt.length, '')
     return {
-      ...this.#task(request, prompt),
+      ...this.#task(request, prompt, 0),
       kind: 'embed',
       request,
       pooling: request.pooling ?? defaultPooling(this.model.file),
@@ -231,21 +235,41 @@ export class LocalEngine implements EngineApi, Disposable {
     }
   }
 
-  #task({ tenant = '', salt = '', deadlineMs }: EmbedRequest | GenerateRequest, prompt: Int32Array) {
+  #task({ tenant = '', salt = '', deadlineMs }: EmbedRequest | GenerateRequest, prompt: Int32Array, arena: number) {
     const now = performance.now()
+    const pageSize = { bytes: this.store.rowArena(arena).pageBytes, counted: this.store.home.pageBytes }
     return {
       ...NOT_STARTED,
       prompt,
       tenant,
-      root: this.#prefixes.root(tenant, salt),
+      ...{ arena, pageSize },
+      root: this.#prefixes.root(tenant, salt, arena),
       arrivedMs: now,
       deadlineMs: deadlineMs === undefined ? null : now + deadlineMs,
     }
   }
 
+  /** Most rows of a sequence in an arena: of types larger than the engine's own memory may hold fewer than the context. */
+  #mostRows(arena: number): number {
+    return Math.min(this.info.contextLength, PAGE_CELLS * this.store.mostPages(arena))
+  }
+
+  /** @param answer least tokens of the answer */
+  #tooLong(promptTokens: number, answer: number, remark: string, arena: number): KvasirError {
+    if (promptTokens + answer > this.info.contextLength) return this.#overflow(promptTokens, remark)
+    const { keyType, valueType } = this.store.rowArena(arena).shape
+    const rows = this.#mostRows(arena)
+    return new KvasirError(
+      'KV_BUDGET',
+      `the prompt has ${promptTokens} tokens, and the KV memory holds ${rows} as ${keyType} keys and ${valueType} values${remark}. Shorten ` +
+        'the prompt, ask for smaller types (cacheTypeK, cacheTypeV), or load the model with a larger kvMemory (--kv-memory)',
+      { promptTokens, rows },
+    )
+  }
+
   #overflow(promptTokens: number, remark: string): KvasirError {
     const { contextLength } = this.info
-    const bound = contextLength === this.store.arenas[0]!.cells ? 'kvMemory (--kv-memory)' : 'contextLength (--context)'
+    const bound = contextLength === this.store.home.cells ? 'kvMemory (--kv-memory)' : 'contextLength (--context)'
     return new KvasirError(
       'CONTEXT_OVERFLOW',
       `the prompt has ${promptTokens} tokens, and the context holds ${contextLength}${remark}. Shorten the prompt, or load ` +
@@ -284,7 +308,7 @@ export class LocalEngine implements EngineApi, Disposable {
       kv: {
         allocatedBytes: this.store.bytes,
         usedBytes: this.store.usedBytes,
-        prefixBytes: this.#prefixes.evictablePages * this.store.arenas[0]!.pageBytes,
+        prefixBytes: this.#prefixes.evictableBytes,
         hostBytes: this.#prefixes.hostBytes,
         diskBytes: this.#prefixes.diskBytes,
       },
@@ -380,4 +404,13 @@ export class LocalEngine implements EngineApi, Disposable {
     this.store[Symbol.dispose]()
     this.model[Symbol.dispose]()
   }
+}
+
+function policyWithTypes(policy: string): KvasirError {
+  return new KvasirError(
+    'INVALID_ARGUMENT',
+    `the policy ${policy} works on the engine's own cache types only. Leave cacheTypeK and cacheTypeV out, or load the model with ` +
+      'keyType and valueType (--cache-type-k, --cache-type-v)',
+    { field: 'cacheTypeK' },
+  )
 }

@@ -102,7 +102,7 @@ async function steadyTokens(engine: LocalEngine, request: GenerateRequest): Prom
   return Math.max(1, n)
 }
 
-const kvBytes = (engine: LocalEngine, pages: number) => pages * engine.store.arenas[0]!.pageBytes
+const kvBytes = (engine: LocalEngine, pages: number) => pages * engine.store.home.pageBytes
 
 describe('requests that run together', () => {
   for (const scheduler of ['fcfs', 'sarathi', 'sarathi-serve', 'prepacking', 'prepacking-padded'] as const)

@@ -22,6 +22,7 @@ import { cutRuns, type Piece } from './pieces.ts'
 import type { Pooler } from './pooler.ts'
 import { Roster, type Totals } from './roster.ts'
 import { stoppedByCaller, type Task } from './task.ts'
+import { joinWindow } from './window.ts'
 import type { HeldBytes, Writer } from './writer.ts'
 
 /** Quick steps run on the calling thread; at least this often, in milliseconds, the event loop gets its turn. */
@@ -194,7 +195,7 @@ export class EngineLoop {
       waiting: this.#withoutFollowers(waiting),
       running: this.#roster.running.filter((b) => !b.task.parts.isSlow).map(view),
       freePages: this.#store.pools[0]!.freePages + this.#prefixes.evictablePages,
-      totalPages: this.#store.arenas[0]!.pages,
+      totalPages: this.#store.home.pages,
       pageTokens: PAGE_CELLS,
       needsPage: (id: RequestId) => {
         const b = this.#roster.find(id)
@@ -332,16 +333,21 @@ export class EngineLoop {
   }
 
   async #planPrompt(branch: Branch, compression: Compression): Promise<void> {
-    const item = compression.window(branch.sequence!)
-    const window = item && (await this.#observe(branch, item))
+    const items = compression.window(branch.sequence!, this.#options.tokenBudget)
+    const window = items.length ? joinWindow(items, await this.#observe(branch, items)) : null
     this.#roster.detach(branch, compression.budget)
     compression.planPrompt(branch.sequence!, window)
   }
 
-  async #observe({ task }: Branch, item: WorkItem): Promise<readonly ObservedLayer[] | null> {
-    const { items, computeMs } = await this.#executor.run({ items: [item] })
-    task.computeMs += computeMs
-    return items[0]!.observed ?? null
+  /** Runs items one by one. What comes of them is good beyond the next step. */
+  async #observe({ task }: Branch, items: readonly WorkItem[]): Promise<WorkResult[]> {
+    const results: WorkResult[] = []
+    for (const item of items) {
+      const { items: done, computeMs } = await this.#executor.run({ items: [item] })
+      task.computeMs += computeMs
+      results.push(items.length > 1 ? { ...done[0]!, observed: done[0]!.observed?.map(copied) ?? null } : done[0]!)
+    }
+    return results
   }
 
   #account(pieces: readonly Piece[], { computeMs, totalMs }: { computeMs: number; totalMs: number }): void {
@@ -401,10 +407,16 @@ export class EngineLoop {
   }
 
   #held(branch: Branch): HeldBytes {
-    const { pageBytes } = this.#store.arenas[0]!
+    const { pageBytes } = this.#store.home
     return {
       bytes: this.#store.heldBytes(branch.sequence!),
       fullBytes: Math.ceil(branch.computed / PAGE_CELLS) * pageBytes,
     }
   }
+}
+
+/** Statistics of a step lie where those of the next one will. */
+function copied(layer: ObservedLayer): ObservedLayer {
+  const entries = Object.entries(layer.statistics).map(([name, values]) => [name, values.slice()])
+  return { ...layer, statistics: Object.fromEntries(entries) }
 }

@@ -269,7 +269,7 @@ describe('events', () => {
   it('tell what pages were evicted for', async () => {
     let pageBytes = 0
     await withEngine({}, async (engine) => {
-      pageBytes = engine.store.arenas[0]!.pageBytes
+      pageBytes = engine.store.home.pageBytes
     })
     const options = { diskCache: join(folder, 'causes'), kvMemory: 16 * pageBytes }
     const prompts = [0, 1].map((i) => 'ab'[i]! + long + long)

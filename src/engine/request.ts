@@ -1,5 +1,6 @@
 /** What a caller asks for, and what comes back. */
 
+import type { CacheType } from '../cache/arena.ts'
 import { KvasirError } from '../contract/errors.ts'
 import type { TokenLogprob } from '../model/sampling/logprobs.ts'
 import type { SamplingParams } from '../model/sampling/params.ts'
@@ -38,7 +39,15 @@ export interface SharingRequest {
   readonly signal?: AbortSignal
 }
 
-export interface GenerateRequest extends PromptRequest, SharingRequest {
+/** Types of a request's own cache. Prefixes are shared between requests of the same types only. */
+export interface CacheTypesRequest {
+  /** Type of its cached keys. Default: the engine's `keyType`. On the CPU only, and not beside a policy. */
+  readonly cacheTypeK?: CacheType
+  /** Type of its cached values. Default: the engine's `valueType`. */
+  readonly cacheTypeV?: CacheType
+}
+
+export interface GenerateRequest extends PromptRequest, SharingRequest, CacheTypesRequest {
   readonly sampling?: SamplingParams
   /** Most tokens to generate. Default: until the context is full. */
   readonly maxTokens?: number
@@ -130,7 +139,7 @@ export interface Timings {
   readonly policy_ms: number
   /** Keys and values held at the end, shared ones included: whole blocks of 32 rows. */
   readonly kv_bytes: number
-  /** The same, had everything been kept. */
+  /** The same, had everything been kept, in the engine's own types. */
   readonly kv_bytes_full: number
 }
 
@@ -148,6 +157,8 @@ const FIELDS = [
   'policy',
   'budget',
   'compressAt',
+  'cacheTypeK',
+  'cacheTypeV',
   'forced',
 ]
 

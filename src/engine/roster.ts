@@ -89,8 +89,9 @@ export class Roster {
     }
     const compression = this.#compression(task)
     const rows = task.prompt.length + Math.min(1, task.maxTokens)
-    const needed = Math.ceil(Math.min(rows, compression?.mostRows ?? rows) / PAGE_CELLS)
-    const { pages, bytes } = this.#store.arenas[0]!
+    const ownPages = Math.ceil(Math.min(rows, compression?.mostRows ?? rows) / PAGE_CELLS)
+    const needed = this.#store.homePages(task.arena, ownPages)
+    const { pages, bytes } = this.#store.home
     if (needed > pages)
       throw refuse(
         new KvasirError(
@@ -145,7 +146,7 @@ export class Roster {
     const { task } = branch
     if (this.load(branch)) return true
     const cached = this.cachedRows(branch)
-    const sequence = this.#store.create(this.#expectedRows(branch, task.prompt.length))
+    const sequence = this.#store.create(this.#expectedRows(branch, task.prompt.length), task.arena)
     this.#prefixes.adopt(sequence, branch.hashes, cached / PAGE_CELLS)
     try {
       // Layers that are read one after the other need pages one after the other.
@@ -177,9 +178,9 @@ export class Roster {
 
   /** Takes pages for `rows` more rows; evicts stored prefixes for them. @throws KvasirError KV_BUDGET */
   reserve(sequence: KvSequence, rows: number, cause: EvictCause, layers?: Range): void {
-    const missing = this.#store.pagesNeeded(sequence, rows, layers) - this.#store.pools[sequence.arena]!.freePages
+    const pages = this.#store.pagesNeeded(sequence, rows, layers)
     // Some more than needed: what grows next to each other is read at once.
-    if (missing > 0) this.totals.evictedPages += this.#prefixes.evict(missing + EVICT_AHEAD, cause)
+    this.totals.evictedPages += this.#prefixes.makeRoom(sequence.arena, pages, cause, EVICT_AHEAD)
     this.#store.reserve(sequence, rows, layers)
   }
 
@@ -205,7 +206,7 @@ export class Roster {
     const inMemory = this.cachedRows(branch)
     if (branch.loadedFrom === inMemory) return false
     const hashes = branch.hashes.slice(0, branch.reusableBlocks)
-    const loading = this.#prefixes.load(hashes, branch.tokens, (rows) => this.rates.prefillMs(rows))
+    const loading = this.#prefixes.load(branch.task.arena, hashes, branch.tokens, (rows) => this.rates.prefillMs(rows))
     if (!loading) return false
     branch.loadedFrom = inMemory
     branch.loading = true
@@ -265,14 +266,29 @@ export class Roster {
   /** Before rows are dropped: the sequence's pages are those of a stored prefix no longer. */
   detach(branch: Branch, rows: number): void {
     this.#prefixes.release(branch.sequence!)
-    // What others share is copied for it: prefixes that nobody uses make room.
-    const missing = pagesToKeep(rows) - this.#store.pools[0]!.freePages
-    if (missing > 0) this.totals.evictedPages += this.#prefixes.evict(missing, 'growth')
+    // What others share is copied for it.
+    this.#makeRoom(pagesToKeep(rows))
+  }
+
+  /**
+   * Prefixes that nobody uses make room for so many pages, as far as they can; then, for a task whose plan cannot do without, whoever
+   * else was admitted last.
+   */
+  #makeRoom(pages: number, task?: Task): void {
+    const missing = () => pages - this.#store.pools[0]!.freePages
+    if (missing() > 0) this.totals.evictedPages += this.#prefixes.evict(missing(), 'growth')
+    while (task && missing() > 0) {
+      const victim = this.running.findLast((b) => b.task !== task && b.sequence)
+      if (!victim) return
+      this.preempt(victim)
+      this.totals.evictedPages += this.#prefixes.evict(missing(), 'growth')
+    }
   }
 
   #compression(task: Task): Compression | null {
     if (task.kind !== 'generate' || !task.compression) return null
-    const tools = { store: this.#store, model: this.#model.config, runner: this.#runner }
+    const makeRoom = (pages: number) => this.#makeRoom(pages, task)
+    const tools = { store: this.#store, model: this.#model.config, runner: this.#runner, makeRoom }
     return new Compression(tools, task.prompt, task.compression)
   }
 

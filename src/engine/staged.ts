@@ -74,6 +74,15 @@ export class StagedPrompt {
     return { kind: 'tokens', tokens: this.#tokens.subarray(from, to) }
   }
 
+  /** What single rows of the stage enter it as. */
+  inputOf(rows: Int32Array): WorkInput {
+    const D = this.#width
+    if (!this.#entering) return { kind: 'tokens', tokens: rows.map((row) => this.#tokens[row]!) }
+    const out = new Float32Array(D * rows.length)
+    for (const [i, row] of rows.entries()) out.set(this.#entering.subarray(row * D, (row + 1) * D), i * D)
+    return { kind: 'hidden', rows: out }
+  }
+
   /** The input of the next rows. */
   nextInput(rows: number): WorkInput {
     return this.input(this.#done, this.#done + rows)

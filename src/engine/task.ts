@@ -1,5 +1,6 @@
 /** A request while it is being served: what was asked, what is known of it, where its results go. */
 import { KvasirError } from '../contract/errors.ts'
+import type { PageSize } from '../contract/schedule.ts'
 import type { RequestId } from '../contract/units.ts'
 import type { CompressionOptions } from './compression-options.ts'
 import type { Embedding, EmbedRequest, Pooling } from './embed.ts'
@@ -11,6 +12,9 @@ interface Served {
   id: RequestId
   readonly prompt: Int32Array
   readonly tenant: string
+  /** Arena of the store in which its rows are stored. */
+  readonly arena: number
+  readonly pageSize: PageSize
   /** Root of its blocks' names in the prefix index. */
   readonly root: string
   /** Most tokens of the answer. */

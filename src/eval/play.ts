@@ -7,7 +7,7 @@ import { messagesOf, type Piece, promptOf, type Step } from './plan.ts'
 import type { Played } from './row.ts'
 import { score } from './score.ts'
 import { agreementOfTops } from './score-divergence.ts'
-import { FULL, isFull, type Treatment } from './treatments.ts'
+import { FULL, isFull, OWN, type Treatment } from './treatments.ts'
 
 /** Likeliest tokens of each place: the most that an engine gives. */
 const TOPS = 20
@@ -87,7 +87,8 @@ function passagePlayer(engine: EngineApi, passage: Passage, { salt }: PlayOption
 
 function cacheOf(treatment: Treatment): Pick<GenerateRequest, 'policy' | 'budget'> {
   const { policy, budget } = treatment
-  return isFull(treatment) ? {} : { policy, budget }
+  if (isFull(treatment)) return {}
+  return budget === OWN ? { policy } : { policy, budget }
 }
 
 interface Answer {

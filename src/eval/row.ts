@@ -12,7 +12,7 @@ import { isFull, type Treatment } from './treatments.ts'
 export interface EvalRow {
   /** Cache policy with its options; `full` keeps everything. */
   readonly policy: string
-  /** Kept fraction of the full cache, or tokens or bytes as `512t`, `1048576B`. */
+  /** Kept fraction of the full cache, or tokens or bytes as `512t`, `1048576B`; `own`: the policy takes none. */
   readonly budget: number | string
   /** What was in the cache when the policy shortened it; null: the whole prompt, or it shortened nothing. */
   readonly compress_at: CompressAt | null

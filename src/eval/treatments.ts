@@ -5,18 +5,22 @@ import type { CompressAt } from './plan.ts'
 export interface Treatment {
   /** The shortest text that names it with its options; `full` keeps everything. */
   readonly policy: string
-  /** A fraction of the full cache, or as people write tokens and bytes: `512t`, `1048576B`. */
+  /** A fraction of the full cache, or as people write tokens and bytes: `512t`, `1048576B`; {@link OWN}. */
   readonly budget: number | string
   /** What the policy has seen when it shortens; null: the whole prompt, or nothing is shortened. */
   readonly compressAt: CompressAt | null
 }
+
+/** Of policies that take no budget: their options say how much they hold. */
+export const OWN = 'own'
 
 export const FULL: Treatment = { policy: 'full', budget: 1, compressAt: null }
 
 export const isFull = ({ policy }: Pick<Treatment, 'policy'>): boolean => policy === FULL.policy
 
 /**
- * Every policy with every budget at every moment, in this order; `full` once and first, when it is among them.
+ * Every policy with every budget at every moment, in this order, those that take none with none; `full` once and first, when it is
+ * among them.
  * @throws KvasirError INVALID_ARGUMENT for policies, options and budgets that do not exist
  */
 export function treatmentsOf(
@@ -24,12 +28,15 @@ export function treatmentsOf(
   budgets: readonly (string | number)[],
   moments: readonly (CompressAt | null)[],
 ): Treatment[] {
-  const names = new Set(policies.map((policy) => choosePolicy(policy).text))
+  const chosen = new Map(policies.map((policy) => choosePolicy(policy)).map((c) => [c.text, c.definition]))
+  const names = new Set(chosen.keys())
   const amounts = new Set(budgets.map(readBudget))
-  const treatments = [...names]
-    .filter((policy) => !isFull({ policy }))
-    .flatMap((policy) =>
-      [...amounts].flatMap((budget) => moments.map((compressAt): Treatment => ({ policy, budget, compressAt }))),
+  const treatments = [...chosen]
+    .filter(([policy]) => !isFull({ policy }))
+    .flatMap(([policy, { takesBudget }]) =>
+      (takesBudget === false ? [OWN] : [...amounts]).flatMap((budget) =>
+        moments.map((compressAt): Treatment => ({ policy, budget, compressAt })),
+      ),
     )
   return names.has(FULL.policy) ? [FULL, ...treatments] : treatments
 }

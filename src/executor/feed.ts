@@ -3,17 +3,19 @@
  * node reads (a mask of layers whose attention serves nobody) has no memory and is passed over.
  */
 import { PAGE_CELLS } from '../cache/arena.ts'
+import type { CodeArena } from '../cache/code-arena.ts'
 import type { KvStore } from '../cache/store.ts'
 import { fromFloats } from '../ggml/numbers.ts'
 import type { Tensor } from '../ggml/tensor.ts'
 import type { ModelConfig } from '../model/config.ts'
-import type { GatherInput, MaskInput, OutputPlaces, ShiftInput, StepGraph } from './graph.ts'
+import { feedCoded } from './coded.ts'
+import type { GatherInput, MaskInput, OutputPlaces, RowScaleInput, ShiftInput, StepGraph } from './graph.ts'
 import {
   type Load,
   type PlacedItem,
   type PlacedStep,
   partCells,
-  slotMasses,
+  slotMarks,
   slotPositions,
   slotShifts,
 } from './place.ts'
@@ -36,7 +38,7 @@ export function feed(g: StepGraph, step: PlacedStep, store: KvStore, config: Mod
     if (p.ragged || !p.stored) continue
     const column = p.sequence.columns[0]!
     for (let i = 0; i < p.rows; i++) cells[p.first + i] = column.physical(p.cells[0]![i]!)
-    const arena = store.arenas[p.arena]!
+    const arena = store.rowArena(p.arena)
     if (p.pieces || !arena.shape.valuesTransposed) continue
     const perRow = config.headDim * config.kvHeads
     for (let i = 0; i < p.rows; i++)
@@ -52,6 +54,12 @@ export function feed(g: StepGraph, step: PlacedStep, store: KvStore, config: Mod
   }
   for (const r of g.raggedStores) feedRaggedStore(r, now(r.item), store, config)
   for (const gather of g.gathers) feedGather(gather, now(gather.item), store, config)
+  for (const coded of g.coded) {
+    const load = sameLoad(coded.item, coded.load, now(coded.item))
+    const arena = store.arenas[load.parts[coded.part]!.arena] as CodeArena
+    feedCoded(coded, load, arena, firstCell(load, coded.part) / PAGE_CELLS)
+  }
+  for (const s of g.rowScales) feedRowScales(s, now(s.item), config)
   for (const shift of g.shifts) set(shift.tensor, shiftsOf(shift, now(shift.item), config))
   for (const mask of g.masks) if (mask.tensor.hasMemory) mask.tensor.set(maskBits(mask, now(mask.item), config))
   if (g.ones) set(g.ones, new Float32Array(g.ones.elements).fill(1))
@@ -85,7 +93,7 @@ function feedRaggedStore(
 ): void {
   const ids = new Int32Array(p.rows * kvHeads)
   const at = elements ? new Int32Array(d * kvHeads * p.rows) : null
-  const { cells } = store.arenas[p.arena]!
+  const { cells } = store.rowArena(p.arena)
   for (let h = 0; h < kvHeads; h++) {
     const c = layer * kvHeads + h
     const column = p.sequence.columns[c]!
@@ -108,9 +116,8 @@ function feedGather(g: GatherInput, p: PlacedItem, store: KvStore, { headDim: d,
   const load = sameLoad(g.item, g.load, p)
   const part = load.parts[g.part]!
   const cells = part.kind === 'gather' ? part.cells : 0
-  const firstSlot =
-    load.parts.slice(0, g.part).reduce((sum, x) => sum + (x.kind === 'gather' ? x.cells : 0), 0) / PAGE_CELLS
-  const arenaPages = store.arenas[part.arena]!.pages
+  const firstSlot = firstCell(load, g.part) / PAGE_CELLS
+  const arenaPages = store.rowArena(part.arena).pages
   const n = cells / PAGE_CELLS
   const rows = new Int32Array(cells * kvHeads)
   const pieces = g.pieces ? new Int32Array(n * d * kvHeads) : null
@@ -129,11 +136,33 @@ function feedGather(g: GatherInput, p: PlacedItem, store: KvStore, { headDim: d,
   if (pieces) set(g.pieces!, pieces)
 }
 
+/** Where a part begins among the cells of its load. */
+function firstCell(load: Load, part: number): number {
+  return load.parts.slice(0, part).reduce((sum, x) => sum + partCells(x), 0)
+}
+
+function feedRowScales(s: RowScaleInput, p: PlacedItem, { kvHeads }: ModelConfig): void {
+  const load = sameLoad(s.item, s.load, p)
+  const from = firstCell(load, s.part)
+  const n = partCells(load.parts[s.part]!)
+  for (const [tensor, mark] of [
+    [s.keys, 'keyScale'],
+    [s.values, 'valueScale'],
+  ] as const) {
+    const out = new Float32Array(n * kvHeads).fill(1)
+    for (let h = 0; h < kvHeads; h++) {
+      const marks = slotMarks(load, h, mark)
+      if (marks) out.set(marks.subarray(from, from + n), h * n)
+    }
+    set(tensor, out)
+  }
+}
+
 /** By how much each key of a part moves, i32 [n * Hkv]. */
 function shiftsOf(s: ShiftInput, p: PlacedItem, { kvHeads }: ModelConfig): Int32Array {
   const load = sameLoad(s.item, s.load, p)
   const n = s.tensor.ne[0] / kvHeads
-  const from = load.parts.slice(0, s.part).reduce((sum, x) => sum + partCells(x), 0)
+  const from = firstCell(load, s.part)
   const out = new Int32Array(n * kvHeads)
   for (let h = 0; h < kvHeads; h++) {
     if (h === 0 || load.columns.length > 1) out.set(slotShifts(load, h).subarray(from, from + n), h * n)
@@ -149,7 +178,7 @@ function maskBits(m: MaskInput, p: PlacedItem, config: ModelConfig): Uint16Array
   const fill = (bits: Uint16Array, column: number) => {
     const places = slotPositions(load, column)
     if (p.shifted) for (const [cell, by] of slotShifts(load, column).entries()) places[cell]! += by
-    addMasses(causalMask(bits, places, rows, window), slotMasses(load, column), rows.length)
+    addMasses(causalMask(bits, places, rows, window), slotMarks(load, column, 'mass'), rows.length)
   }
   if (!p.ragged) {
     fill(m.bits, 0)

@@ -6,6 +6,7 @@
  * where their item's layers begin and end. Attention runs item by item.
  */
 import { PAGE_CELLS } from '../cache/arena.ts'
+import type { CodeArena, KeysOrValues } from '../cache/code-arena.ts'
 import type { KvStore } from '../cache/store.ts'
 import { Context } from '../ggml/context.ts'
 import { Graph } from '../ggml/graph.ts'
@@ -14,12 +15,13 @@ import type { Tensor } from '../ggml/tensor.ts'
 import { type Attend, Build } from '../model/build.ts'
 import { isWindowed, ropeOf } from '../model/config.ts'
 import type { Model } from '../model/model.ts'
+import { type CodedInput, codedInput, type ExtrasShape, readCodes } from './coded.ts'
 import { chooseLowering } from './lower/choose.ts'
 import type { KvPart, Lowering, LoweringName } from './lower/lowering.ts'
 import { Observer, TENSORS_PER_BLOCK } from './observe/build.ts'
 import { ObservationReader } from './observe/read.ts'
 import { OBSERVED_ROWS, observedBlocks } from './observe/wanted.ts'
-import { type Load, type PlacedItem, type PlacedStep, ROW_TILE } from './place.ts'
+import { type GatherPart, type Load, type PlacedItem, type PlacedStep, partCells, ROW_TILE } from './place.ts'
 
 /** Upper bounds of what a layer, an item in a layer, and everything around the layers add to a context. */
 const TENSORS_PER_LAYER = 64
@@ -29,6 +31,16 @@ const TENSORS_AROUND = 64
 /** Capacity of the graph of a step, without observations. */
 export function graphNodes(layers: number, items: number): number {
   return layers * (TENSORS_PER_LAYER + items * TENSORS_PER_ITEM) + TENSORS_AROUND + 16 * items
+}
+
+/** What a part in codes, or scaled row by row, adds, in the layers that it is read in. */
+const TENSORS_PER_SPECIAL_PART = 96
+
+function specialNodes(step: PlacedStep): number {
+  const special = step.items.flatMap((p) =>
+    p.loads.flatMap((l) => l.parts.filter((x) => x.kind === 'gather' && (x.codes || x.layer !== undefined))),
+  )
+  return TENSORS_PER_SPECIAL_PART * special.length
 }
 
 /** What the observations of a step add to that. */
@@ -56,6 +68,16 @@ export interface ShiftInput {
   /** Index of the part in the load. */
   readonly part: number
   readonly tensor: Tensor
+}
+
+/** By what keys and values of a part are multiplied, f32 [n * Hkv] each. */
+export interface RowScaleInput {
+  readonly item: PlacedItem
+  readonly load: Load
+  /** Index of the part in the load. */
+  readonly part: number
+  readonly keys: Tensor
+  readonly values: Tensor
 }
 
 export interface MaskInput {
@@ -98,6 +120,8 @@ export interface StepGraph {
   }[]
   readonly gathers: readonly GatherInput[]
   readonly shifts: readonly ShiftInput[]
+  readonly coded: readonly CodedInput[]
+  readonly rowScales: readonly RowScaleInput[]
   readonly masks: readonly MaskInput[]
   /** i32 [logits + normed]: rows of the last layer's table that go on to the outputs; null: all, as they stand. */
   readonly outputRows: Tensor | null
@@ -131,7 +155,7 @@ interface Active {
 
 export function buildGraph(model: Model, store: KvStore, step: PlacedStep, lowering: LoweringName): StepGraph {
   const { layers } = model.config
-  const nodes = graphNodes(layers, step.items.length) + observationNodes(layers, step)
+  const nodes = graphNodes(layers, step.items.length) + observationNodes(layers, step) + specialNodes(step)
   const c = new Context({ tensors: nodes, graphNodes: 2 * nodes })
   try {
     return new Builder(c, model, store, step, lowering).build()
@@ -156,6 +180,8 @@ class Builder {
   readonly raggedStores: { item: PlacedItem; layer: number; rows: Tensor; elements: Tensor | null }[] = []
   readonly gathers: GatherInput[] = []
   readonly shifts: ShiftInput[] = []
+  readonly coded: CodedInput[] = []
+  readonly rowScales: RowScaleInput[] = []
   readonly masks: (MaskInput & { readonly lowered: Tensor })[] = []
   readonly hidden = new Map<number, Tensor>()
   readonly queries = new Map<number, Tensor[]>()
@@ -192,7 +218,7 @@ class Builder {
   }
 
   #transposed(arena: number): boolean {
-    return this.store.arenas[arena]!.shape.valuesTransposed
+    return this.store.rowArena(arena).shape.valuesTransposed
   }
 
   build(): StepGraph {
@@ -264,6 +290,8 @@ class Builder {
       raggedStores: this.raggedStores,
       gathers: this.gathers,
       shifts: this.shifts,
+      coded: this.coded,
+      rowScales: this.rowScales,
       masks: this.masks,
       outputRows,
       outputs,
@@ -398,7 +426,12 @@ class Builder {
         return load.parts[i]!.shifted ? { ...part, keys: this.#shifted(part.keys, item, load, i, layer) } : part
       })
       const transposed = parts.every((p) => p.valuesTransposed)
-      const lowered = chooseLowering(this.lowering, item.rows, transposed)
+      const lowered = chooseLowering(
+        this.lowering,
+        item.rows,
+        this.model.config.heads / this.model.config.kvHeads,
+        transposed,
+      )
       const mask = this.#mask(item, load, isWindowed(this.model.config, layer), lowered)
       const inputs = {
         q: item.rows === q.ne[2] ? q : rowsOf3(this.c, q, at, item.rows),
@@ -430,7 +463,7 @@ class Builder {
     for (const group of neighbours(uniform, (a) => String(a.item.arena))) {
       const { item, at } = group[0]!
       const rows = group.reduce((sum, a) => sum + a.item.rows, 0)
-      const arena = this.store.arenas[item.arena]!
+      const arena = this.store.rowArena(item.arena)
       const cells = this.#inputView('cells', this.cells, item.first, item.first + rows)
       const own = (t: Tensor) => (rows === t.ne[2] ? t : rowsOf3(this.c, t, at, rows))
       this.graph.expand(this.#storeRows(arena.keys(layer), own(k), cells))
@@ -448,12 +481,12 @@ class Builder {
       const from = scatteredBefore * this.#perRow
       const elements = this.#inputView('elements', this.elements!, from, from + rows * this.#perRow)
       const own = rows === v.ne[2] ? v : rowsOf3(this.c, v, at, rows)
-      this.graph.expand(this.#storeElements(this.store.arenas[item.arena]!.values(layer), own, elements))
+      this.graph.expand(this.#storeElements(this.store.rowArena(item.arena).values(layer), own, elements))
     }
   }
 
   #storeRagged(layer: number, { item, at }: Active, k: Tensor, v: Tensor): void {
-    const arena = this.store.arenas[item.arena]!
+    const arena = this.store.rowArena(item.arena)
     const { kvHeads } = this.model.config
     const rows = this.c.tensor('i32', item.rows, kvHeads).asInput()
     const elements = arena.shape.valuesTransposed ? this.c.tensor('i32', this.#perRow * item.rows).asInput() : null
@@ -478,7 +511,7 @@ class Builder {
 
   /** Rows of v f32 [d, Hkv, T] into consecutive cells of [cells, d, Hkv], as blocks. */
   #storePieces(layer: number, { item, at }: Active, v: Tensor): void {
-    const arena = this.store.arenas[item.arena]!.values(layer)
+    const arena = this.store.rowArena(item.arena).values(layer)
     const [d, Hkv] = v.ne
     for (const { row, rows, cell } of item.pieces!) {
       const block = ops.view(this.c, arena, [rows, d, Hkv], [arena.nb[1], arena.nb[2]], cell * arena.nb[0])
@@ -489,14 +522,61 @@ class Builder {
 
   #part(item: PlacedItem, load: Load, index: number, layer: number): KvPart {
     const part = load.parts[index]!
-    const arena = this.store.arenas[part.arena]!
-    const { valuesTransposed } = arena.shape
-    if (part.kind === 'view')
+    if (part.kind === 'view') {
+      const arena = this.store.rowArena(part.arena)
       return {
         keys: arena.keyRun(this.c, layer, part.from, part.to),
         values: arena.valueRun(this.c, layer, part.from, part.to),
-        valuesTransposed,
+        valuesTransposed: arena.shape.valuesTransposed,
       }
+    }
+    const from = part.layer ?? layer
+    const read = part.codes
+      ? this.#codedPart(item, load, index, layer, part.codes)
+      : this.#gathered(item, load, index, from)
+    return part.layer === undefined ? read : this.#scaled(read, item, load, index)
+  }
+
+  #codedPart(
+    item: PlacedItem,
+    load: Load,
+    part: number,
+    layer: number,
+    shapes: Readonly<Record<KeysOrValues, ExtrasShape>>,
+  ): KvPart {
+    const { arena: index } = load.parts[part]!
+    const arena = this.store.arenas[index] as CodeArena
+    const { headDim: d, kvHeads: heads } = this.model.config
+    const size = { pages: partCells(load.parts[part]!) / PAGE_CELLS, d, heads }
+    const input = codedInput(this.c, { item, load, part, layer }, shapes, size)
+    this.coded.push(input)
+    return {
+      keys: readCodes(this.c, arena, 'keys', input),
+      values: readCodes(this.c, arena, 'values', input),
+      valuesTransposed: false,
+    }
+  }
+
+  /** Each row's key and value times numbers of its own. */
+  #scaled(read: KvPart, item: PlacedItem, load: Load, part: number): KvPart {
+    const n = partCells(load.parts[part]!)
+    const { kvHeads } = this.model.config
+    const keys = this.c.tensor('f32', 1, n, kvHeads).asInput()
+    const values = this.c.tensor('f32', n * kvHeads).asInput()
+    this.rowScales.push({ item, load, part, keys, values })
+    const shape = read.valuesTransposed ? ([n, 1, kvHeads] as const) : ([1, n, kvHeads] as const)
+    return {
+      keys: ops.mul(this.c, read.keys, keys),
+      values: ops.mul(this.c, read.values, ops.reshape(this.c, values, ...shape)),
+      valuesTransposed: read.valuesTransposed,
+    }
+  }
+
+  /** Rows of layer `layer` by index. */
+  #gathered(item: PlacedItem, load: Load, index: number, layer: number): KvPart {
+    const part = load.parts[index]! as GatherPart
+    const arena = this.store.rowArena(part.arena)
+    const { valuesTransposed } = arena.shape
     const { rows, pieces } = this.#gather(item, load, index)
     const keys = ops.getRows(this.c, arena.keys(layer), rows) //                          f32 [d, n, Hkv]
     if (!pieces) return { keys, values: ops.getRows(this.c, arena.values(layer), rows), valuesTransposed }
@@ -525,8 +605,7 @@ class Builder {
   #gather(item: PlacedItem, load: Load, part: number): GatherInput {
     const known = this.gathers.find((g) => g.load === load && g.part === part)
     if (known) return known
-    const { arena } = load.parts[part]!
-    const cells = (load.parts[part] as { cells: number }).cells
+    const { arena, cells } = load.parts[part]! as GatherPart
     const { headDim, kvHeads } = this.model.config
     const made: GatherInput = {
       item,

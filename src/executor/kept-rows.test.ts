@@ -127,6 +127,13 @@ function turned(
   return out
 }
 
+const carryOutTools = (executor: Executor) => ({
+  runner: () => executor.rowRunner,
+  formats: [],
+  seed: 0,
+  makeRoom: () => {},
+})
+
 describe('rows in slots', () => {
   for (const [index, lowering] of [
     [0, 'auto'],
@@ -234,7 +241,7 @@ describe('rows that stand for several', () => {
             store,
             s,
             { kind: 'keep', rows: everywhere(store.dims, () => kept), merges },
-            () => executor.rowRunner,
+            carryOutTools(executor),
           )
           return s
         }
@@ -271,7 +278,7 @@ describe('rows that stand for several', () => {
       ]
       for (const change of wrong) {
         const merges = rows.map((heads) => heads.map(() => [{ ...good, ...change }]))
-        assert.throws(() => carryOut(store, s, { kind: 'keep', rows, merges }, () => executor.rowRunner), {
+        assert.throws(() => carryOut(store, s, { kind: 'keep', rows, merges }, carryOutTools(executor)), {
           code: 'INVALID_ARGUMENT',
         })
       }

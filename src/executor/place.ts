@@ -7,10 +7,12 @@
  * in many pieces, ragged tables) is gathered.
  */
 import { CELL_PADDING, PAGE_CELLS } from '../cache/arena.ts'
-import type { Column, Run } from '../cache/column.ts'
+import type { KeysOrValues } from '../cache/code-arena.ts'
+import type { BlockRef, Column, Mark, Run } from '../cache/column.ts'
 import type { KvSequence, KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
 import type { WorkItem } from '../contract/work-item.ts'
+import { type ExtrasShape, extrasKey, extrasShape } from './coded.ts'
 import { chooseLowering } from './lower/choose.ts'
 import { TILE_ROWS } from './lower/flash.ts'
 import { grouped } from './lower/grouped.ts'
@@ -33,7 +35,17 @@ const MOST_STORE_PIECES = 4
 export type LoadPart =
   | (Shiftable & { readonly kind: 'view'; readonly arena: number; readonly from: number; readonly to: number })
   /** `cells` cells are gathered by index, the same number for each head. */
-  | (Shiftable & { readonly kind: 'gather'; readonly arena: number; readonly cells: number })
+  | GatherPart
+
+export interface GatherPart extends Shiftable {
+  readonly kind: 'gather'
+  readonly arena: number
+  readonly cells: number
+  /** Layer whose rows they are, where another one's are read; keys and values are then multiplied, each row by its own number. */
+  readonly layer?: number
+  /** Of an arena of codes: what belongs to its blocks. */
+  readonly codes?: Readonly<Record<KeysOrValues, ExtrasShape>>
+}
 
 interface Shiftable {
   /** Keys are rotated on their way to attention, from their rows' positions to their places: {@link slotShifts}. */
@@ -96,16 +108,18 @@ export interface PlacedStep {
   readonly key: string
 }
 
+/** How attention will read. */
+export interface Reads {
+  readonly lowering: LoweringName
+  /** Query heads of a KV head. */
+  readonly group: number
+}
+
 /**
  * @param fillFrom from so many rows on they are filled up to a multiple of {@link ROW_TILE}. Not where rows join and leave.
  */
-export function placeStep(
-  items: readonly WorkItem[],
-  store: KvStore,
-  lowering: LoweringName,
-  fillFrom: number,
-): PlacedStep {
-  const unordered = items.map((item, index) => place(item, index, store, lowering))
+export function placeStep(items: readonly WorkItem[], store: KvStore, reads: Reads, fillFrom: number): PlacedStep {
+  const unordered = items.map((item, index) => place(item, index, store, reads))
   // Neighbours that are stored alike are stored by one op.
   const rank = (p: PlacedItem) => (p.stored ? 0 : 4e6) + (p.ragged ? 2e6 : 0) + 2 * p.arena + (p.pieces ? 1 : 0)
   unordered.sort((a, b) => rank(a) - rank(b) || a.index - b.index)
@@ -120,10 +134,10 @@ export function placeStep(
       layers.from === 0 && layers.to === store.dims.layers && input.kind === 'tokens' && !outputs.hidden,
   )
   const padding = plain && first >= fillFrom ? (ROW_TILE - (first % ROW_TILE)) % ROW_TILE : 0
-  return { items: placed, rows: first, padding, key: `${lowering}|${padding}|${placed.map(keyOf).join('|')}` }
+  return { items: placed, rows: first, padding, key: `${reads.lowering}|${padding}|${placed.map(keyOf).join('|')}` }
 }
 
-function place(item: WorkItem, index: number, store: KvStore, lowering: LoweringName): PlacedItem {
+function place(item: WorkItem, index: number, store: KvStore, reads: Reads): PlacedItem {
   const sequence = store.sequence(item.sequence)
   const rows = item.positions.length
   const ragged = sequence.layout === 'ragged'
@@ -136,9 +150,9 @@ function place(item: WorkItem, index: number, store: KvStore, lowering: Lowering
     ? Array.from({ length: item.layers.to - item.layers.from }, (_, i) => item.layers.from + i)
     : [0]
   const arena = ragged || !stored ? sequence.arena : arenaOf(sequence.columns[0]!, cells[0]!)
-  const { valuesTransposed } = store.arenas[arena]!.shape
+  const { valuesTransposed } = store.rowArena(arena).shape
   const loads = layers.map((layer) => {
-    const load = loadOf(columnsOf(layer), store, rows, lowering)
+    const load = loadOf(columnsOf(layer), layer, store, rows, reads)
     const cells = sequence.inSlots ? shiftedCells(load) : 0
     return cells > 0 ? withShifts(load, cells) : load
   })
@@ -186,18 +200,22 @@ function piecesOf(column: Column, cells: ArrayLike<number>): StorePiece[] | null
   return pieces
 }
 
-function loadOf(columns: readonly Column[], store: KvStore, rows: number, lowering: LoweringName): Load {
+/** @param layer of ragged tables: whose columns they are */
+function loadOf(columns: readonly Column[], layer: number, store: KvStore, rows: number, reads: Reads): Load {
   const usedBlocks = columns.map((c) => Math.ceil(c.end / PAGE_CELLS))
+  const isPlain = (b: BlockRef) => b.layer === undefined && store.arenas[b.arena]!.kind === 'rows'
+  if (!columns.every((c, i) => c.blocks.every((b, k) => k >= usedBlocks[i]! || isPlain(b))))
+    return gatherLoad(columns, usedBlocks, layer, store)
   const transposed = columns.every((c, i) =>
-    c.blocks.every((b, k) => k >= usedBlocks[i]! || store.arenas[b.arena]!.shape.valuesTransposed),
+    c.blocks.every((b, k) => k >= usedBlocks[i]! || store.rowArena(b.arena).shape.valuesTransposed),
   )
   const longest = usedBlocks.indexOf(Math.max(...usedBlocks))
   if (columns.every((c, i) => liesIn(c, usedBlocks[i]!, columns[longest]!))) {
     const runs = usedRuns(columns[longest]!, usedBlocks[longest]!)
-    const separate = chooseLowering(lowering, rows, transposed) === grouped ? MOST_VIEWS : 1
-    if (runs.length <= separate) return viewLoad(columns, usedBlocks, runs, store)
+    const separate = chooseLowering(reads.lowering, rows, reads.group, transposed) === grouped ? MOST_VIEWS : 1
+    if (runs.length <= separate) return viewLoad(columns, usedBlocks, runs, layer, store)
   }
-  return gatherLoad(columns, usedBlocks)
+  return gatherLoad(columns, usedBlocks, layer, store)
 }
 
 /** Whether the first `blocks` blocks of a column lie in the pages of another one's first: then both are read at once. */
@@ -228,6 +246,7 @@ function viewLoad(
   columns: readonly Column[],
   usedBlocks: readonly number[],
   runs: readonly Run[],
+  layer: number,
   store: KvStore,
 ): Load {
   const used = runs.reduce((sum, r) => sum + r.to - r.from, 0)
@@ -235,8 +254,8 @@ function viewLoad(
   const last = runs.at(-1)!
   const size = last.to - last.from + cells - used
   // At the end of the arena the padding lies before the run instead.
-  const from = Math.min(last.from, store.arenas[last.arena]!.cells - size)
-  if (from < 0) return gatherLoad(columns, usedBlocks)
+  const from = Math.min(last.from, store.rowArena(last.arena).cells - size)
+  if (from < 0) return gatherLoad(columns, usedBlocks, layer, store)
   const before = (used - (last.to - last.from)) / PAGE_CELLS
   const lead = (last.from - from) / PAGE_CELLS
   const slots = usedBlocks.map((blocks) => {
@@ -249,22 +268,31 @@ function viewLoad(
   return { cells, parts, slots, columns }
 }
 
-/** Blocks by index, one part per arena; heads with fewer blocks are padded. */
-function gatherLoad(columns: readonly Column[], usedBlocks: readonly number[]): Load {
-  const arenas = new Set<number>()
-  for (const [i, c] of columns.entries()) for (let b = 0; b < usedBlocks[i]!; b++) arenas.add(c.blocks[b]!.arena)
-  const parts: LoadPart[] = []
+/** Blocks by index, one part per arena and layer that they lie in; heads with fewer blocks are padded. */
+function gatherLoad(columns: readonly Column[], usedBlocks: readonly number[], layer: number, store: KvStore): Load {
+  const sources = new Map<string, BlockRef>()
+  const nameOf = ({ arena, layer }: BlockRef) => `${arena} ${layer ?? ''}`
+  for (const [i, c] of columns.entries())
+    for (let b = 0; b < usedBlocks[i]!; b++) sources.set(nameOf(c.blocks[b]!), c.blocks[b]!)
+  const parts: GatherPart[] = []
   const slots: number[][] = columns.map(() => [])
   const step = CELL_PADDING / PAGE_CELLS
-  for (const arena of [...arenas].sort((a, b) => a - b)) {
+  for (const source of [...sources.keys()].sort()) {
+    const { arena, layer: from } = sources.get(source)!
     const own = columns.map((c, i) =>
-      Array.from({ length: usedBlocks[i]! }, (_, b) => b).filter((b) => c.blocks[b]!.arena === arena),
+      Array.from({ length: usedBlocks[i]! }, (_, b) => b).filter((b) => nameOf(c.blocks[b]!) === source),
     )
     const most = Math.ceil(Math.max(...own.map((o) => o.length)) / step) * step
     for (const [i, o] of own.entries()) slots[i]!.push(...o, ...Array.from({ length: most - o.length }, () => -1))
-    parts.push({ kind: 'gather', arena, cells: most * PAGE_CELLS })
+    const held = store.arenas[arena]!
+    const blocks = own.map((o, i) => o.map((b) => columns[i]!.blocks[b]!))
+    parts.push({
+      ...{ kind: 'gather', arena, cells: most * PAGE_CELLS },
+      ...(from === undefined ? {} : { layer: from }),
+      ...(held.kind === 'codes' ? { codes: extrasShape(held, from ?? layer, blocks) } : {}),
+    })
   }
-  const cells = parts.reduce((sum, p) => sum + (p.kind === 'gather' ? p.cells : 0), 0)
+  const cells = parts.reduce((sum, p) => sum + p.cells, 0)
   return { cells, parts, slots: slots.map((s) => Int32Array.from(s)), columns }
 }
 
@@ -325,10 +353,10 @@ export function slotPositions(load: Load, column: number): Int32Array {
   return toSlots(load, column, load.columns[column]!.positions, new Int32Array(load.cells).fill(-1))
 }
 
-/** How many rows the row in each cell that a load reads stands for; null: each for itself. */
-export function slotMasses(load: Load, column: number): Float32Array | null {
-  const { masses } = load.columns[column]!
-  return masses && toSlots(load, column, masses, new Float32Array(load.cells).fill(1))
+/** Marks of the rows in the cells that a load reads; null: all are 1. */
+export function slotMarks(load: Load, column: number, mark: Mark): Float32Array | null {
+  const marks = load.columns[column]!.marks(mark)
+  return marks && toSlots(load, column, marks, new Float32Array(load.cells).fill(1))
 }
 
 /** {@link shiftsOf}, in each cell that a load reads. */
@@ -342,7 +370,9 @@ function keyOf(p: PlacedItem): string {
     l.parts
       .map(
         (x) =>
-          (x.kind === 'view' ? `v${x.arena}:${x.from}-${x.to}` : `g${x.arena}:${x.cells}`) + (x.shifted ? 's' : ''),
+          (x.kind === 'view'
+            ? `v${x.arena}:${x.from}-${x.to}`
+            : `g${x.arena}:${x.cells}@${x.layer ?? ''}${x.codes ? extrasKey(x.codes) : ''}`) + (x.shifted ? 's' : ''),
       )
       .join(',')
   const store = p.pieces ? p.pieces.map((s) => `${s.row}+${s.rows}@${s.cell}`).join(',') : 's'

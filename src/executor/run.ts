@@ -120,7 +120,9 @@ export class Executor implements Disposable {
     this.#check(step)
     if (signal?.aborted) throw new KvasirError('ABORTED', 'stopped by the caller', {}, signal.reason)
 
-    const placed = placeStep(step.items, this.store, this.options.lowering, this.#fillFrom)
+    const { heads, kvHeads } = this.model.config
+    const reads = { lowering: this.options.lowering, group: heads / kvHeads }
+    const placed = placeStep(step.items, this.store, reads, this.#fillFrom)
     const slot = this.#slotFor(placed.rows)
     const graph = this.#graphFor(slot, placed)
     feed(graph, placed, this.store, this.model.config)
@@ -266,8 +268,9 @@ function columnsOf({ layers }: WorkItem, sequence: KvSequence, kvHeads: number):
 
 /** Rows that are not stored attend to their own keys where those are. */
 function checkKept(item: WorkItem, columns: readonly Column[], bad: (what: string) => KvasirError): void {
-  const { logits, normed = [], hidden, observe } = item.outputs
-  if (!logits.length && !normed.length && !hidden && !observe) throw bad('nothing is stored and nothing wanted')
+  const { logits, normed = [], hidden, observe, queries } = item.outputs
+  if (!logits.length && !normed.length && !hidden && !observe && !queries)
+    throw bad('nothing is stored and nothing wanted')
   for (const column of columns) {
     const held = new Set(column.positions.subarray(0, column.end))
     const missing = Array.from(item.positions).find((p) => !held.has(p))

@@ -159,3 +159,23 @@ test('which weights a buffer type can take', () => {
   }
   assert.equal(weight.hasMemory, false)
 })
+
+test('large memory that is cleared is 0 and takes none until it is written to', () => {
+  using c = new Context({ tensors: 1 })
+  const elements = 2 ** 26
+  const t = c.tensor('f32', elements)
+  using buffer = Buffer.forContext(c, hostBufferType())
+  const resident = () => process.memoryUsage().rss
+  buffer.clear()
+  const before = resident()
+  const probe = (at: number) => t.get(new Float32Array(3), 4 * at)
+  for (const at of [0, 1000, elements / 2, elements - 3]) {
+    t.set(Float32Array.of(1, 2, 3), 4 * at)
+    assert.deepEqual([...probe(at)], [1, 2, 3])
+  }
+  buffer.clear(0xff)
+  if (process.platform === 'linux') assert.ok(resident() - before > 0.9 * buffer.bytes)
+  buffer.clear()
+  for (const at of [0, 1000, elements / 2, elements - 3]) assert.deepEqual([...probe(at)], [0, 0, 0])
+  if (process.platform === 'linux') assert.ok(resident() - before < 0.1 * buffer.bytes)
+})

@@ -4,6 +4,7 @@ import { KvasirError, showBytes } from '../contract/errors.ts'
 import type { Context } from './context.ts'
 import type { Pointer } from './declare.ts'
 import { ffi } from './library.ts'
+import { zeroUntouched } from './mapping.ts'
 import { Owned } from './owned.ts'
 import { TENSOR_BUFFER_OFFSET, type Tensor } from './tensor.ts'
 
@@ -89,8 +90,13 @@ export class Buffer extends Owned {
       throw new KvasirError('NATIVE_FAILED', `could not bind a tensor of ${showBytes(t.bytes)}`)
   }
 
-  /** Sets every byte: KV caches must be cleared, since 0 x NaN of unused rows is NaN. */
+  /**
+   * Sets every byte: KV caches must be cleared, since 0 x NaN of unused rows is NaN. Plain memory that is set to 0 takes none until it
+   * is written to, where the system can do that.
+   */
   clear(value = 0): void {
+    const isPlain = value === 0 && this.type?.name === 'CPU'
+    if (isPlain && zeroUntouched(ffi.ggml_backend_buffer_get_base(this.ptr)!, this.bytes)) return
     ffi.ggml_backend_buffer_clear(this.ptr, value)
   }
 

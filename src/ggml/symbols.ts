@@ -111,6 +111,7 @@ export const BASE = {
   ggml_backend_buffer_get_size: 'size_t (void*)',
   ggml_backend_buffer_name: 'const char* (void*)',
   ggml_backend_buffer_clear: 'void (void*, uint8_t)',
+  ggml_backend_buffer_get_base: 'void* (void*)',
   ggml_backend_buffer_set_usage: 'void (void*, int)',
   ggml_backend_buft_alloc_buffer: 'void* (void*, size_t)',
   ggml_backend_buft_name: 'const char* (void*)',

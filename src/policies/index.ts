@@ -15,10 +15,17 @@ import { tova } from './eviction/tova.ts'
 import { uncomp } from './eviction/uncomp.ts'
 import { window } from './eviction/window.ts'
 import { full } from './full.ts'
+import { kvmerger } from './merging/kvmerger.ts'
+import { minicache } from './merging/minicache.ts'
 import { describeOptions, readOptions, showOptions, splitSpec } from './options.ts'
+import { gear } from './quantization/gear.ts'
+import { kivi } from './quantization/kivi.ts'
+import { mikv } from './quantization/mikv.ts'
+import { zipcache } from './quantization/zipcache.ts'
 
 export { type Budget, type BudgetBase, budgetRows, parseBudget, showBudget } from './budget.ts'
 export { definePolicy } from './define.ts'
+export { randomOf } from './parts/random.ts'
 
 export const POLICIES = {
   full,
@@ -35,6 +42,12 @@ export const POLICIES = {
   uncomp,
   razorattention,
   lacache,
+  kvmerger,
+  minicache,
+  kivi,
+  gear,
+  mikv,
+  zipcache,
 } as const satisfies Record<string, PolicyDefinition>
 
 export type PolicyName = keyof typeof POLICIES

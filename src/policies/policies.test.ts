@@ -5,16 +5,30 @@ import { dirname, join, relative, resolve } from 'node:path'
 import { describe, it } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import fc from 'fast-check'
-import type { PolicyDefinition } from '../contract/policy.ts'
-import { append, attention, type Cache, DIMS, fullCache, observe, stateOf, total } from './attention.fixture.ts'
+import { BLOCK_ROWS } from '../contract/format.ts'
+import type { Observation } from '../contract/observation.ts'
+import type { ModelDims, PolicyDefinition } from '../contract/policy.ts'
+import {
+  append,
+  asComputed,
+  attention,
+  type Cache,
+  DIMS,
+  fullCache,
+  observe,
+  stateOf,
+  total,
+} from './attention.fixture.ts'
 import { choosePolicy, POLICIES } from './index.ts'
-import { answerStep, type Held, prefill, stateFor } from './run.fixture.ts'
+import { answerStep, type Held, prefill, rowsStoredIn, stateFor } from './run.fixture.ts'
 
 const POLICY_LIST = Object.values<PolicyDefinition>(POLICIES)
-/** Every policy as it is, with each of its divisions of the budget, and with each way to read the prompt. */
+/** Those whose options say what the cache holds. */
+const hasBudget = (name: string) => choosePolicy(name).definition.takesBudget !== false
+/** Every policy as it is, with each of its divisions of the budget or formats, and with each way to read the prompt. */
 const SPECS = POLICY_LIST.flatMap(({ name, options }) => [
   name,
-  ...['layers', 'heads', 'prefill'].flatMap((option) => {
+  ...['layers', 'heads', 'prefill', 'bits', 'backbone', 'scores', 'hi'].flatMap((option) => {
     const spec = options[option]
     return spec?.kind === 'choice' ? spec.choices.map((choice) => `${name}?${option}=${choice}`) : []
   }),
@@ -42,6 +56,8 @@ const LIMITS: Readonly<Record<string, Limits>> = {
   // A ladder needs two layers, sinks, and rows before and behind it. It frees R rows at once, more in a stretched pass: two
   // layers less the overlap make R = 1, three R = 2.
   lacache: { layers: 2, budget: 11, after: (rows) => [rows / 2, rows + 1], decoding: (rows) => [rows / 2, rows + 1] },
+  // What the answer adds waits to be merged.
+  kvmerger: { layers: 1, budget: 1, after: (rows) => [rows, rows], decoding: (rows, step) => [rows, rows + step] },
 }
 
 const limitsOf = (spec: string): Limits | undefined => LIMITS[spec.split('?')[0]!]
@@ -61,6 +77,12 @@ const settingFor = (spec: string) =>
       ...rest,
     }))
 
+/** The function that reads rows stays the same one. */
+const copyOf = ({ rows, ...data }: Observation): Observation => ({
+  ...structuredClone(data),
+  ...(rows ? { rows } : {}),
+})
+
 const rowsIn = (cache: Cache) => total(cache.flat().map((p) => p.length))
 
 function checkRows(cache: Cache, [fewest, most]: readonly [number, number]): void {
@@ -79,7 +101,19 @@ function checkCache(cache: Cache, seen: number): void {
   }
 }
 
-for (const spec of SPECS.filter((s) => s !== 'full'))
+function checkPure(spec: string, dims: ModelDims, n: number): void {
+  const chosen = choosePolicy(spec)
+  const { definition, options } = chosen
+  const budget = definition.takesBudget === false ? n : 12
+  const seen = observe(attention(dims, n, 5), dims, definition.observes(options))
+  const before = copyOf(seen)
+  const state = stateFor(chosen, { cache: fullCache(dims, n) }, { dims, budget })
+  const plan = definition.afterPrefill(seen, state, options)
+  assert.deepEqual(definition.afterPrefill(copyOf(seen), state, options), plan)
+  assert.deepEqual(seen, before)
+}
+
+for (const spec of SPECS.filter((s) => s !== 'full' && hasBudget(s)))
   describe(spec, () => {
     const chosen = choosePolicy(spec)
     const limits = limitsOf(spec)
@@ -136,22 +170,78 @@ for (const spec of SPECS.filter((s) => s !== 'full'))
         assert.deepEqual(definition.afterDecode({}, stateOf(DIMS, grown, 21), options), { kind: 'keep-all' })
     })
 
-    it('same input, same plan; the input stays as it was', () => {
-      const { definition, options } = chosen
-      const [n, budget] = [40, 12]
-      const seen = observe(attention(DIMS, n, 5), DIMS, definition.observes(options))
-      const before = structuredClone(seen)
-      const state = stateFor(chosen, { cache: fullCache(DIMS, n) }, { budget })
-      const plan = definition.afterPrefill(seen, state, options)
-      assert.deepEqual(definition.afterPrefill(structuredClone(seen), state, options), plan)
-      assert.deepEqual(seen, before)
+    it('same input, same plan; the input stays as it was', () => checkPure(spec, DIMS, 40))
+  })
+
+const storingSetting = fc
+  .record({
+    layers: fc.integer({ min: 1, max: 2 }),
+    kvHeads: fc.integer({ min: 1, max: 2 }),
+    group: fc.integer({ min: 1, max: 2 }),
+    n: fc.integer({ min: 1, max: 200 }),
+    seed: fc.integer({ min: 1, max: 1000 }),
+  })
+  .map(({ layers, kvHeads, group, n, seed }) => ({
+    dims: { layers, kvHeads, heads: kvHeads * group, headDim: 32 },
+    ...{ n, budget: n, seed },
+  }))
+
+/** All rows are there; those in a format fill whole blocks, as many in each head. */
+function checkStored(spec: string, held: Held, seen: number, dims: ModelDims): void {
+  checkCache(held.cache, seen)
+  checkRows(held.cache, [seen, seen])
+  const { definition, options } = choosePolicy(spec)
+  const formats = definition.formats?.(dims, options) ?? []
+  for (const format of formats.keys()) {
+    const counts = held.cache.flatMap((heads, layer) =>
+      heads.map((_, kvHead) => rowsStoredIn(held, format + 1, layer, kvHead).length),
+    )
+    for (const count of counts) {
+      assert.equal(count % BLOCK_ROWS, 0, `${count} rows are in format ${format}`)
+      assert.equal(count, counts[0])
+    }
+  }
+}
+
+for (const spec of SPECS.filter((s) => !hasBudget(s)))
+  describe(spec, () => {
+    const chosen = choosePolicy(spec)
+
+    it('keeps all rows, in whole blocks of its formats; plans can be carried out', () => {
+      fc.assert(
+        fc.property(storingSetting, (setting) => checkStored(spec, prefill(spec, setting), setting.n, setting.dims)),
+        { numRuns: 10 },
+      )
     })
+
+    it('so it does in the answer; a row that is in a format stays in it', () => {
+      fc.assert(
+        fc.property(storingSetting, (setting) => {
+          let held: Held = prefill(spec, setting)
+          for (let step = 1; step <= 100; step++) {
+            held = answerStep(chosen, held, setting)
+            if (step % 20 === 0) checkStored(spec, held, setting.n + step, setting.dims)
+          }
+        }),
+        { numRuns: 4 },
+      )
+    })
+
+    if (chosen.definition.formats)
+      it('leaves a text of less than a block as it was computed', () => {
+        const setting = { dims: { ...DIMS, headDim: 32 }, n: 20, budget: 20 }
+        let held: Held = prefill(spec, setting)
+        for (let step = 1; step < BLOCK_ROWS - 20; step++) held = answerStep(chosen, held, setting)
+        assert.deepEqual(held.formats, asComputed(held.cache))
+      })
+
+    it('same input, same plan; the input stays as it was', () => checkPure(spec, { ...DIMS, headDim: 32 }, 200))
   })
 
 describe('completeness', () => {
   const root = fileURLToPath(new URL('../..', import.meta.url))
   const here = dirname(fileURLToPath(import.meta.url))
-  const FAMILIES = ['eviction'] as const
+  const FAMILIES = ['eviction', 'merging', 'quantization'] as const
   const files = FAMILIES.flatMap((family) =>
     readdirSync(join(here, family))
       .filter((f) => f.endsWith('.ts') && !f.endsWith('.test.ts'))

@@ -20,17 +20,22 @@ export function sequencesOf(requests: Iterable<RequestView>): number {
   return n
 }
 
+/** What so many pages of a request take of those that are counted. */
+export function counted({ pageSize }: RequestView, pages: number): number {
+  return pageSize ? Math.ceil((pages * pageSize.bytes) / pageSize.counted) : pages
+}
+
 /**
  * Pages that an admission may take. Those of a prefix that it hits are counted too: if nobody else uses them they are among
  * the free ones now, and not afterwards. If somebody does, this is too many, never too few.
  */
 export function pagesToAdmit(r: RequestView, pageTokens: number): number {
-  return Math.ceil(r.rows / pageTokens)
+  return counted(r, Math.ceil(r.rows / pageTokens))
 }
 
 /** Pages that a decode row may take: one for each of the request's sequences. */
 export function pagesToDecode(r: RequestView, state: ScheduleState): number {
-  return state.needsPage(r.id) ? r.samples : 0
+  return state.needsPage(r.id) ? counted(r, r.samples) : 0
 }
 
 /**

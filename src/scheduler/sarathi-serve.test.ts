@@ -88,6 +88,21 @@ test('the pages of a cached prefix are counted: they are among the free ones unt
   assert.deepEqual([admits(3), admits(4)], [0, 1])
 })
 
+test('pages in other types count by their size', () => {
+  // 60 rows are 4 pages, of half the size or twice as large.
+  const admits = (bytes: number, freePages: number, rows = 60, counted = 64) => {
+    const waiting = [prompt(1, { rows, pageSize: { bytes, counted } })]
+    return sarathiServe.schedule(state({ waiting, freePages }), OPTIONS).admit.length
+  }
+  assert.deepEqual([admits(32, 1), admits(32, 2)], [0, 1])
+  assert.deepEqual([admits(128, 7), admits(128, 8)], [0, 1])
+  // f32 beside q8_0: 17 pages are 64, and not one more by rounding.
+  assert.deepEqual([admits(128, 63, 17 * 16, 34), admits(128, 64, 17 * 16, 34)], [0, 1])
+  const running = [decode(1, { pageSize: { bytes: 128, counted: 64 } }), decode(2, { ownPages: 3 })]
+  assert.deepEqual(sarathiServe.schedule(state({ running, freePages: 1, short: [1] }), OPTIONS).preempt, ids(2))
+  assert.deepEqual(sarathiServe.schedule(state({ running, freePages: 2, short: [1] }), OPTIONS).preempt, [])
+})
+
 test('victims come from the tail that was not looked at; nobody is admitted in that step', () => {
   const running = [
     prompt(1, { ownPages: 5 }),

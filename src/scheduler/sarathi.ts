@@ -12,14 +12,14 @@
  *          the common rule of decodes.ts holds
  */
 import type { RequestView, Scheduler, SchedulerOptions, ScheduleState } from '../contract/schedule.ts'
-import { pagesToAdmit, remainingRows, sequencesOf } from './admission.ts'
+import { counted, pagesToAdmit, remainingRows, sequencesOf } from './admission.ts'
 import { planDecodes } from './decodes.ts'
 
 /** Pages when the answer is as long as it may be: the prompt's full pages once, what follows for each sequence. */
 export function pagesAtEnd(r: RequestView, pageTokens: number): number {
   const prompt = r.rows - r.generated
   const full = Math.floor(prompt / pageTokens)
-  return full + r.samples * Math.ceil((prompt - full * pageTokens + r.maxTokens) / pageTokens)
+  return counted(r, full + r.samples * Math.ceil((prompt - full * pageTokens + r.maxTokens) / pageTokens))
 }
 
 /** Pages that a running request has, those it shares included; for several sequences at least so many. */
@@ -29,7 +29,7 @@ export function pagesHeld(r: RequestView, pageTokens: number): number {
   const full = Math.floor(prompt / pageTokens)
   // The sequences share the prompt's last page until their first own row.
   const copies = r.generated > 1 ? r.samples : 1
-  return full + copies * Math.ceil((r.computed - full * pageTokens) / pageTokens)
+  return counted(r, full + copies * Math.ceil((r.computed - full * pageTokens) / pageTokens))
 }
 
 /** Reservations not yet used. */

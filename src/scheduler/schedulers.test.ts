@@ -18,6 +18,7 @@ const anyRequest = fc.record({
   maxTokens: fc.integer({ min: 6, max: 40 }),
   samples: fc.constantFrom(1, 1, 1, 2, 3),
   ownPages: fc.nat(6),
+  pageSize: fc.constantFrom({ bytes: 1, counted: 1 }, { bytes: 128, counted: 34 }, { bytes: 18, counted: 64 }),
   priority: fc.constantFrom(0, 0, 1),
   arrivalMs: fc.nat(20),
   decodes: fc.boolean(),

@@ -50,6 +50,8 @@ export function generationOf(body: SamplingFields, caller: Caller, extras: Extra
     policy: body.kvasir?.policy as Generation['policy'],
     budget: body.kvasir?.budget,
     compressAt: body.kvasir?.compress_at,
+    cacheTypeK: body.kvasir?.cache_type_k,
+    cacheTypeV: body.kvasir?.cache_type_v,
     deadlineMs: body.kvasir?.deadline_ms ?? caller.deadlineMs ?? undefined,
   })
 }

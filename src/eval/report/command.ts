@@ -3,7 +3,7 @@
 import { PROSE } from '../cells.ts'
 import type { EvalRow } from '../row.ts'
 import { TASKS } from '../tasks/index.ts'
-import { isFull } from '../treatments.ts'
+import { isFull, OWN } from '../treatments.ts'
 import { groupBy, unique } from './lists.ts'
 
 /**
@@ -33,6 +33,7 @@ function commandFor(rows: readonly EvalRow[], file: string): string {
   const { n, seed, history, model } = rows[0]!
   const names = (of: readonly (string | number)[]) => unique(of).map(quoted).join(',')
   const treated = rows.filter((row) => !isFull(row))
+  const budgets = treated.map((r) => r.budget).filter((budget) => budget !== OWN)
   const asked = rows.filter((row) => row.mode !== 'forced')
   const shared = treated.some((row) => row.ttft_ms === null)
   const moments = momentsIn(treated)
@@ -46,7 +47,7 @@ function commandFor(rows: readonly EvalRow[], file: string): string {
     `--limit ${n}`,
     seed ? `--seed ${seed}` : '',
     treated.length ? `--policies ${names(rows.map((r) => r.policy))}` : '',
-    treated.length ? `--budgets ${names(treated.map((r) => r.budget))}` : '',
+    budgets.length ? `--budgets ${names(budgets)}` : '',
     asked.length && seed !== null ? `--mode ${names(asked.map((r) => r.mode))}` : '',
     moments.length && seed !== null ? `--compress-at ${names(moments)}` : '',
     history === 'own' ? '--history own' : '',

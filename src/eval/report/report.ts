@@ -3,6 +3,7 @@ import { KvasirError } from '../../contract/errors.ts'
 import { POLICIES } from '../../policies/index.ts'
 import { splitSpec } from '../../policies/options.ts'
 import type { EvalRow } from '../row.ts'
+import { OWN } from '../treatments.ts'
 import { accuracyChart, klChart, topChart, turnsChart } from './charts.ts'
 import { commandsFor } from './command.ts'
 import { type Cost, costsOf, type Divergence, divergenceOf, type Turns, turnsOf } from './curves.ts'
@@ -41,16 +42,17 @@ export function readReport(given: readonly EvalRow[], { version, files, folder }
   const models = unique(rows.map((row) => row.model))
   if (models.length > 1)
     throw invalid(`these are rows of several models: ${models.join(', ')}. Report each of them by itself`)
-  const panels = panelsOf(rows)
-  const divergence = divergenceOf(rows)
+  const drawn = rows.map(byOptions)
+  const panels = panelsOf(drawn)
+  const divergence = divergenceOf(drawn)
   if (panels.length === 0 && !divergence)
     throw invalid('there is no row of a policy other than full: run kvasir eval with --policies, then report')
-  const policies = unique(rows.map((row) => row.policy))
+  const policies = unique(drawn.map((row) => row.policy))
   return {
     ...{ model: models[0]!, version, policies, panels, divergence },
     styles: stylesOf(policies),
-    turns: turnsOf(rows),
-    costs: costsOf(rows),
+    turns: turnsOf(drawn),
+    costs: costsOf(drawn),
     // All rows in one file are the same report.
     commands: [...commandsFor(rows, files[0]!), `npm run kvasir -- report ${files[0]!} --out ${folder}`],
   }
@@ -79,6 +81,13 @@ function picturesOf({ panels, divergence, turns, styles }: Report): Record<strin
     ...(grid.length ? { 'accuracy.svg': drawPicture(grid, styles) } : {}),
     ...(beside.length ? { 'beside.svg': drawPicture([{ heading: '', charts: beside }], styles) } : {}),
   }
+}
+
+/** Policies that take no budget are one curve with a point for each of their options, which stand where others have a budget. */
+function byOptions(row: EvalRow): EvalRow {
+  if (row.budget !== OWN) return row
+  const { name } = splitSpec(row.policy)
+  return { ...row, policy: name, budget: row.policy.slice(name.length + 1) || 'as it is' }
 }
 
 const KNOWN = Object.keys(POLICIES)

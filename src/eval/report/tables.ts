@@ -25,12 +25,15 @@ const RIVALS = ['random', 'streaming-llm'] as const
 const MOST_BYTES_APART = 1.1
 
 /**
- * Every policy and budget, with margins over what costs nothing to decide, at the same budget. Where one of the two holds over a
- * tenth more bytes, the margin is marked and never bold: it is not one at equal bytes.
+ * Every policy and budget, with margins over what costs nothing to decide, at the same budget, or, of policies that take none, at the
+ * nearest number of bytes. Where one of the two holds over a tenth more bytes, the margin is marked and never bold: it is not one
+ * at equal bytes.
  */
 export function marginTable({ series, full }: Panel): DataTable {
-  const rivalAt = (name: string, budget: Point['budget']) =>
-    series.find((s) => s.policy === name)?.points.find((p) => p.budget === budget)
+  const rivalAt = (name: string, point: Point) => {
+    const points = series.find((s) => s.policy === name)?.points
+    return hasOptions(point) ? nearest(points, point.held) : points?.find((p) => p.budget === point.budget)
+  }
   const rivals = RIVALS.filter((name) => series.some((s) => s.policy === name))
   const points = series.flatMap(({ policy, points }) => points.map((point) => ({ policy, point })))
   const budgets = [...new Set(points.map(({ point }) => point.budget))]
@@ -52,12 +55,20 @@ export function marginTable({ series, full }: Panel): DataTable {
       { text: percent(point.held) },
       { text: percent(point.accuracy), share: point.accuracy },
       ...rivals.map((name) => {
-        const rival = policy === name ? null : rivalAt(name, point.budget)
+        const rival = policy === name ? null : rivalAt(name, point)
         return marginCell(margin(point, rival), rival ? point.held / rival.held : 1)
       }),
       ...(full ? [marginCell(margin(point, full), 1)] : []),
     ]),
   }
+}
+
+/** Of a policy that takes no budget: its options stand in its place. */
+const hasOptions = ({ budget }: Point) => typeof budget === 'string' && !/^\d/.test(budget)
+
+/** The point whose bytes come nearest. */
+function nearest(points: readonly Point[] | undefined, held: number): Point | undefined {
+  return points?.reduce((best, p) => (Math.abs(p.held - held) < Math.abs(best.held - held) ? p : best))
 }
 
 const margin = (ours: Point, theirs: Point | null | undefined) => (theirs ? marginOf(ours.rows, theirs.rows) : null)
@@ -75,7 +86,7 @@ const signed = (x: number) => {
   return points > 0 ? `+${points}` : points < 0 ? `−${-points}` : '0'
 }
 
-/** Accuracy of each policy in each panel at one budget: what to look at first. */
+/** Accuracy of each policy in each panel at one budget, or at the bytes nearest to it: what to look at first. */
 export function overviewTable(
   panels: readonly Panel[],
   budget: Point['budget'],
@@ -83,10 +94,12 @@ export function overviewTable(
 ): DataTable {
   const cell = (point: Point | null | undefined): TableCell =>
     point ? { text: percent(point.accuracy), share: point.accuracy } : { text: '' }
-  const accuracyAt = (panel: Panel, policy: string) =>
-    policy === 'full'
-      ? panel.full
-      : panel.series.find((s) => s.policy === policy)?.points.find((p) => p.budget === budget)
+  const accuracyAt = (panel: Panel, policy: string) => {
+    if (policy === 'full') return panel.full
+    const points = panel.series.find((s) => s.policy === policy)?.points
+    if (points?.some(hasOptions) && typeof budget === 'number') return nearest(points, budget)
+    return points?.find((p) => p.budget === budget)
+  }
   return {
     head: ['policy', ...panels.map((p) => `${p.group}: ${p.setting.short}`)],
     rows: policies.map((policy) => [{ text: policy }, ...panels.map((panel) => cell(accuracyAt(panel, policy)))]),

@@ -6,14 +6,18 @@ import { flash, TILE_ROWS } from './flash.ts'
 import { grouped } from './grouped.ts'
 import type { Lowering, LoweringName } from './lowering.ts'
 
+/** Query rows of a KV head from which on the grouped products read row-major values faster than the fused op. */
+const FEWEST_GROUPED = 4
+
 /**
- * `auto`: from {@link TILE_ROWS} rows on the fused op, whose tiles are f32; below, where it would sum f16 values in f16, the
- * grouped products. Values that are not stored transposed leave only the fused op.
+ * `auto`: from {@link TILE_ROWS} rows on the fused op, whose tiles are f32; below, where it would sum f16 values in f16 and unpack
+ * quantised ones once for each query head, the grouped products.
+ * @param group query heads of a KV head
  */
-export function chooseLowering(name: LoweringName, rows: number, valuesTransposed: boolean): Lowering {
-  if (!valuesTransposed || name === 'flash') return flash
-  if (name === 'grouped') return grouped
-  return rows >= TILE_ROWS ? flash : grouped
+export function chooseLowering(name: LoweringName, rows: number, group: number, valuesTransposed: boolean): Lowering {
+  if (name !== 'auto') return name === 'flash' ? flash : grouped
+  if (rows >= TILE_ROWS) return flash
+  return valuesTransposed || rows * group >= FEWEST_GROUPED ? grouped : flash
 }
 
 /**

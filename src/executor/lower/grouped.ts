@@ -7,6 +7,7 @@
 import type { Context } from '../../ggml/context.ts'
 import * as ops from '../../ggml/ops/index.ts'
 import type { Tensor } from '../../ggml/tensor.ts'
+import { isQuantized } from '../../ggml/types.ts'
 import type { KvPart, Lowering } from './lowering.ts'
 import { maskForRows, probabilities } from './probabilities.ts'
 
@@ -27,14 +28,28 @@ export const grouped: Lowering = {
 
 /** Sum over all parts of values [n_i, d, Hkv] times weights [n_i, rows, Hkv] -> [d, rows, Hkv]. */
 function weightedSum(c: Context, parts: readonly KvPart[], p: Tensor): Tensor {
-  if (parts.length === 1) return ops.mulMat(c, parts[0]!.values, p)
+  if (parts.length === 1) return times(c, parts[0]!, p)
   let at = 0
   let sum: Tensor | null = null
-  for (const { values } of parts) {
-    const own = ops.view(c, p, [values.ne[0], p.ne[1], p.ne[2]], [p.nb[1], p.nb[2]], at * p.nb[0])
-    const o = ops.mulMat(c, values, own)
+  for (const part of parts) {
+    const n = part.keys.ne[1]
+    const own = ops.view(c, p, [n, p.ne[1], p.ne[2]], [p.nb[1], p.nb[2]], at * p.nb[0])
+    const o = times(c, part, own)
     sum = sum ? ops.add(c, sum, o) : o
-    at += values.ne[0]
+    at += n
   }
   return sum!
+}
+
+/**
+ * From so many columns on, row-major values are brought to f32 before the product; with fewer it reads them as they are, and
+ * does so once for each column.
+ */
+const MOST_PASSES = 4
+
+/** Values of one part times weights [n, rows, Hkv] -> [d, rows, Hkv]. */
+function times(c: Context, { values, valuesTransposed }: KvPart, weights: Tensor): Tensor {
+  if (valuesTransposed) return ops.mulMat(c, values, weights)
+  const direct = values.type === 'f32' || (isQuantized(values.type) && weights.ne[1] <= MOST_PASSES)
+  return ops.outProd(c, direct ? values : ops.cast(c, values, 'f32'), ops.transpose(c, weights))
 }

@@ -274,7 +274,7 @@ describe('rows that are in the cache already', () => {
   it('keep every bit of the cache when they are not stored', async () => {
     using b = new Bench('auto', 'f16')
     await b.run(b.item(prompt, null))
-    const pages = () => b.rows.columns[0]!.blocks.map((block) => b.store.arenas[0]!.readPage(block.page))
+    const pages = () => b.rows.columns[0]!.blocks.map((block) => b.store.home.readPage(block.page))
     const before = pages()
     // Tokens that are not those of the cache: stored, they would change it.
     const others = again(b.rows, { input: { kind: 'tokens', tokens: new Int32Array(16).fill(77) } })

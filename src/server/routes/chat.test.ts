@@ -7,6 +7,7 @@ import { embedMany, generateObject, generateText, stepCountIs, streamText, tool 
 import OpenAI from 'openai'
 import { zodResponseFormat } from 'openai/helpers/zod'
 import { z } from 'zod'
+import type { Timings } from '../../engine/request.ts'
 import { eventsOf, post, startHouse } from '../server.fixture.ts'
 
 type House = Awaited<ReturnType<typeof startHouse>>
@@ -441,6 +442,29 @@ describe('plain fetch', () => {
     const { status, body } = await post(`${server.url}/v1/chat/completions`, wrong)
     assert.equal(status, 400)
     assert.match(JSON.stringify(body), /Did you mean 'snapkv'/)
+  })
+
+  it('caches in the types that it is asked for', async () => {
+    const asked = { messages, max_tokens: 4, temperature: 0 }
+    const q8 = { cache_type_k: 'q8_0', cache_type_v: 'q8_0' }
+    for (const [route, body] of [
+      ['chat/completions', asked],
+      ['completions', { prompt: QUESTION, max_tokens: 4 }],
+      ['responses', { input: QUESTION, max_output_tokens: 16 }],
+      ['messages', asked],
+    ] as const) {
+      const { kvasir } = (await post(`${server.url}/v1/${route}`, { ...body, kvasir: q8 })).body
+      const { kv_bytes, kv_bytes_full } = (kvasir as { timings: Timings }).timings
+      // 32 numbers in 34 bytes, where f16 takes 64.
+      assert.equal(kv_bytes / kv_bytes_full, 34 / 64, route)
+    }
+    const wrong = await post(`${server.url}/v1/chat/completions`, { ...asked, kvasir: { cache_type_k: 'q8' } })
+    assert.equal(wrong.status, 400)
+    assert.match(JSON.stringify(wrong.body), /kvasir\.cache_type_k.*q8_0/)
+    const both = { ...q8, policy: 'snapkv', budget: 0.5 }
+    const { status, body } = await post(`${server.url}/v1/chat/completions`, { ...asked, kvasir: both })
+    assert.equal(status, 400)
+    assert.match(JSON.stringify(body), /own cache types/)
   })
 
   it('nulls at the top are absent fields', async () => {

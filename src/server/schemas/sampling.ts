@@ -3,7 +3,15 @@
  * and llama.cpp, so that their clients need no change.
  */
 import Type, { type Static } from 'typebox'
+import { CACHE_TYPES } from '../../cache/arena.ts'
 import { closed, number, text, whole } from './types.ts'
+
+const cacheType = (what: string) =>
+  Type.Optional(
+    Type.Enum([...CACHE_TYPES], {
+      description: `${what}. Prefixes are shared between requests of the same types only. Default: the server's.`,
+    }),
+  )
 
 export const samplingFields = {
   temperature: number('0 takes the most likely token. Default 0.8, as for all of Kvasir.', 0, 2),
@@ -70,6 +78,8 @@ export const samplingFields = {
           1,
           2 ** 24,
         ),
+        cache_type_k: cacheType('Type of cached keys'),
+        cache_type_v: cacheType('Type of cached values'),
         repeat_last_n: whole('How far back the penalties look, in tokens. Default 64.', 0, 1_000_000),
         top_n_sigma: number('Keep logits within n standard deviations of the highest. Default 0: off.', 0, 100),
       },

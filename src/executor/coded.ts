@@ -1,0 +1,234 @@
+/**
+ * Rows in codes as attention reads them: unpacked, scaled back, corrected. All by ggml ops, through f32 numbers that live as long as
+ * one layer's attention: memory that is read for a step, not kept.
+ */
+import { PAGE_CELLS } from '../cache/arena.ts'
+import type { BlockExtras, CodeArena, KeysOrValues } from '../cache/code-arena.ts'
+import type { CodeExtras } from '../cache/codes.ts'
+import type { BlockRef } from '../cache/column.ts'
+import type { Context } from '../ggml/context.ts'
+import * as ops from '../ggml/ops/index.ts'
+import type { Tensor } from '../ggml/tensor.ts'
+import type { Load, PlacedItem } from './place.ts'
+
+/** Which extras the blocks of a part have: what a graph depends on. */
+export interface ExtrasShape {
+  readonly scale: boolean
+  readonly base: boolean
+  /** Rank of what is added; 0: nothing. */
+  readonly rank: number
+  /** Outliers of all its blocks, with room for more, so that a graph serves many steps. */
+  readonly outliers: number
+}
+
+/** Outliers are filled up to a multiple of this. */
+const OUTLIER_STEP = 512
+
+/** @param blocks by head */
+export function extrasShape(
+  arena: CodeArena,
+  layer: number,
+  blocks: readonly (readonly BlockRef[])[],
+): Readonly<Record<KeysOrValues, ExtrasShape>> {
+  const shape = (what: KeysOrValues): ExtrasShape => {
+    let [scale, base, rank, outliers] = [false, false, 0, 0]
+    for (const [head, list] of blocks.entries())
+      for (const b of list) {
+        const e = arena.extras(layer, head, b.page)?.[what]
+        if (!e) continue
+        scale ||= e.channelScale !== null
+        base ||= e.channelBase !== null
+        if (e.lowRank) rank = e.lowRank.a.length / PAGE_CELLS
+        outliers += e.outliers?.at.length ?? 0
+      }
+    return { scale, base, rank, outliers: Math.ceil(outliers / OUTLIER_STEP) * OUTLIER_STEP }
+  }
+  return { keys: shape('keys'), values: shape('values') }
+}
+
+export function extrasKey({ keys, values }: Readonly<Record<KeysOrValues, ExtrasShape>>): string {
+  return [keys, values].map((e) => `${e.scale ? 's' : ''}${e.base ? 'b' : ''}${e.rank},${e.outliers}`).join(';')
+}
+
+/** f16 each; P pages of a part. */
+interface ExtraInputs {
+  /** [d, 1, P, Hkv] */
+  readonly scale: Tensor | null
+  /** [d, 1, P, Hkv] */
+  readonly base: Tensor | null
+  /** [rank, 32, P, Hkv] and [rank, d, P, Hkv] */
+  readonly lowRank: { readonly a: Tensor; readonly b: Tensor } | null
+  /** i32 [m], places in what is read; f16 [1, m] */
+  readonly outliers: { readonly at: Tensor; readonly values: Tensor } | null
+}
+
+export interface CodedInput {
+  readonly item: PlacedItem
+  readonly load: Load
+  /** Index of the part in the load. */
+  readonly part: number
+  readonly layer: number
+  /** i32 [P, Hkv] */
+  readonly pages: Tensor
+  readonly keys: ExtraInputs
+  readonly values: ExtraInputs
+}
+
+/** Makes the inputs of a part. */
+export function codedInput(
+  c: Context,
+  at: Pick<CodedInput, 'item' | 'load' | 'part' | 'layer'>,
+  shapes: Readonly<Record<KeysOrValues, ExtrasShape>>,
+  { pages, d, heads }: { readonly pages: number; readonly d: number; readonly heads: number },
+): CodedInput {
+  const extras = ({ scale, base, rank, outliers }: ExtrasShape): ExtraInputs => ({
+    scale: scale ? c.tensor('f16', d, 1, pages, heads).asInput() : null,
+    base: base ? c.tensor('f16', d, 1, pages, heads).asInput() : null,
+    lowRank: rank
+      ? {
+          a: c.tensor('f16', rank, PAGE_CELLS, pages, heads).asInput(),
+          b: c.tensor('f16', rank, d, pages, heads).asInput(),
+        }
+      : null,
+    outliers: outliers
+      ? { at: c.tensor('i32', outliers).asInput(), values: c.tensor('f16', 1, outliers).asInput() }
+      : null,
+  })
+  const ids = c.tensor('i32', pages, heads).asInput()
+  return { ...at, pages: ids, keys: extras(shapes.keys), values: extras(shapes.values) }
+}
+
+/** f32 [d, n, Hkv] */
+export function readCodes(c: Context, arena: CodeArena, what: KeysOrValues, input: CodedInput): Tensor {
+  const x = decoded(c, arena, what, input)
+  const [d, cells, pages, heads] = x.ne
+  return exact(c, ops.reshape(c, x, d, cells * pages, heads), input[what])
+}
+
+/** All but the outliers, f32 [d, 32, P, Hkv]. */
+function decoded(c: Context, arena: CodeArena, what: KeysOrValues, input: CodedInput): Tensor {
+  const { scale, base, lowRank } = input[what]
+  let x = scaledBack(c, arena, what, input)
+  if (scale) x = ops.mul(c, x, ops.cast(c, scale, 'f32'))
+  if (base) x = ops.add(c, x, ops.cast(c, base, 'f32'))
+  if (lowRank) x = ops.add(c, x, ops.mulMat(c, lowRank.b, ops.cast(c, lowRank.a, 'f32')))
+  return x
+}
+
+/** Codes by the parameters of their groups, f32 [d, 32, P, Hkv]. */
+function scaledBack(
+  c: Context,
+  arena: CodeArena,
+  what: KeysOrValues,
+  { layer, load, part, pages }: CodedInput,
+): Tensor {
+  const { headDim: d } = arena.dims
+  const source = load.parts[part]!
+  const { planes, params } = arena.coded((source.kind === 'gather' ? source.layer : undefined) ?? layer, what)
+  const [low, high] = planes.map((plane) => ops.getRows(c, plane, pages)) // f32 [32 d, P, Hkv]
+  const y = high ? ops.add(c, low!, ops.scale(c, high, 4)) : low!
+  const { groups } = arena.format[what]
+  const [P, heads] = [pages.ne[0], pages.ne[1]]
+  if (!params) return ops.reshape(c, y, d, PAGE_CELLS, P, heads)
+  const numbers = ops.getRows(c, params, pages) // f32 [params, P, Hkv]
+  const half = numbers.ne[0] / 2
+  if (groups.by === 'token') {
+    // Rows of a block fastest: so is one group's scale for each of them.
+    const perRow = d / groups.size
+    const codes = ops.reshape(c, y, PAGE_CELLS, groups.size, perRow, P * heads)
+    const of = (from: number) =>
+      ops.view(
+        c,
+        numbers,
+        [PAGE_CELLS, 1, perRow, P * heads],
+        [numbers.nb[1], PAGE_CELLS * numbers.nb[0], numbers.nb[1]],
+        from * numbers.nb[0],
+      )
+    const x = ops.add(c, ops.mul(c, codes, of(0)), of(half))
+    const byRow = ops.reshape(c, x, PAGE_CELLS, d, P, heads)
+    return ops.cont(c, ops.permute(c, byRow, 1, 0, 2, 3))
+  }
+  const codes = ops.reshape(c, y, d, PAGE_CELLS, P, heads)
+  const of = (from: number) =>
+    ops.view(c, numbers, [d, 1, P, heads], [numbers.nb[1], numbers.nb[1], numbers.nb[2]], from * numbers.nb[0])
+  return ops.add(c, ops.mul(c, codes, of(0)), of(half))
+}
+
+/** Outliers in their places. */
+function exact(c: Context, x: Tensor, { outliers }: ExtraInputs): Tensor {
+  if (!outliers) return x
+  const flat = ops.reshape(c, x, 1, x.elements)
+  const set = ops.setRows(c, flat, ops.cast(c, outliers.values, 'f32'), outliers.at)
+  return ops.reshape(c, set, x.ne[0], x.ne[1], x.ne[2])
+}
+
+/** Sets a part's inputs. @param load the load of the step at hand that takes the place of the graph's */
+export function feedCoded(input: CodedInput, load: Load, arena: CodeArena, firstSlot: number): void {
+  const [P, heads] = [input.pages.ne[0], input.pages.ne[1]]
+  const { headDim: d } = arena.dims
+  const pages = new Int32Array(P * heads)
+  const extras: (BlockExtras | undefined)[] = new Array(P * heads)
+  const source = load.parts[input.part]!
+  const layer = (source.kind === 'gather' ? source.layer : undefined) ?? input.layer
+  for (let h = 0; h < heads; h++)
+    for (let s = 0; s < P; s++) {
+      const block = load.slots[h]![firstSlot + s]!
+      // Padding reads any page; the mask hides it.
+      if (block < 0) continue
+      const { page } = load.columns[h]!.blocks[block]!
+      pages[h * P + s] = page
+      extras[h * P + s] = arena.extras(layer, h, page)
+    }
+  set(input.pages, pages)
+  for (const what of ['keys', 'values'] as const) feedExtras(input[what], what, extras, { P, d })
+}
+
+function feedExtras(
+  { scale, base, lowRank, outliers }: ExtraInputs,
+  what: KeysOrValues,
+  extras: readonly (BlockExtras | undefined)[],
+  { P, d }: { readonly P: number; readonly d: number },
+): void {
+  const gather = (tensor: Tensor, of: (e: CodeExtras) => Uint16Array | null, fallback: number) => {
+    const size = tensor.elements / extras.length
+    const out = new Uint16Array(tensor.elements).fill(fallback)
+    for (const [i, e] of extras.entries()) {
+      const part = e && of(e[what])
+      if (part) out.set(part, i * size)
+    }
+    set(tensor, out)
+  }
+  if (scale) gather(scale, (e) => e.channelScale, ONE)
+  if (base) gather(base, (e) => e.channelBase, 0)
+  if (lowRank) {
+    gather(lowRank.a, (e) => e.lowRank?.a ?? null, 0)
+    gather(lowRank.b, (e) => e.lowRank?.b ?? null, 0)
+  }
+  if (!outliers) return
+  const at = new Int32Array(outliers.at.elements)
+  const values = new Uint16Array(at.length)
+  let m = 0
+  const n = P * PAGE_CELLS
+  for (const [i, e] of extras.entries()) {
+    const own = e?.[what].outliers
+    if (!own) continue
+    const [head, first] = [Math.floor(i / P), (i % P) * PAGE_CELLS]
+    for (const [k, place] of own.at.entries()) {
+      const [row, channel] = [Math.floor(place / d), place % d]
+      at[m] = (head * n + first + row) * d + channel
+      values[m++] = own.values[k]!
+    }
+  }
+  // The last one again, as often as there is room.
+  at.fill(at[m - 1]!, m)
+  values.fill(values[m - 1]!, m)
+  set(outliers.at, at)
+  set(outliers.values, values)
+}
+
+/** f16 bits of 1. */
+const ONE = 0x3c00
+
+function set(tensor: Tensor, data: Int32Array | Uint16Array): void {
+  if (tensor.hasMemory) tensor.set(data)
+}
