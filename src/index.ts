@@ -31,6 +31,7 @@ export { Engine } from './engine/engine.ts'
 export { LocalEngine } from './engine/local.ts'
 export type { EngineOptions } from './engine/options.ts'
 export type {
+  CacheTypesRequest,
   FinishReason,
   GeneratePart,
   GenerateRequest,

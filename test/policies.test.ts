@@ -22,6 +22,7 @@ const ALL = [
   'kivi?bits=2&residual=32',
   'gear?backbone=kcvt&outliers=0',
   'mikv?hi=8&lo=4',
+  'zipcache?lo=0&hi=16',
 ]
 /** Those whose options say what they hold, with options under which that is everything as it was computed. */
 const EVERYTHING: Readonly<Record<string, string>> = {

@@ -201,6 +201,11 @@ export class Arena implements Disposable {
       copyBytes(values, at(values.tensor, from, i), intoValues, at(intoValues.tensor, to, i), size)
   }
 
+  /** Nobody holds a page: the memory goes back to the system, where it can. */
+  discard(): void {
+    this.#buffer.discard()
+  }
+
   #part(what: 'keys' | 'values', layer: number): Part {
     return what === 'keys'
       ? { tensor: this.#keys[layer]!, host: this.#hostKeyBytes?.[layer] ?? null }

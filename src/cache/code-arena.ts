@@ -153,6 +153,11 @@ export class CodeArena implements Disposable {
     this.#extraBytes -= extrasBytes(old.keys) + extrasBytes(old.values)
   }
 
+  /** Nobody holds a page: the memory goes back to the system, where it can. */
+  discard(): void {
+    this.#buffer.discard()
+  }
+
   #blockId(layer: number, head: number, page: number): number {
     return (layer * this.dims.kvHeads + head) * this.pages + page
   }

@@ -122,3 +122,26 @@ describe('borrowed room', () => {
     )
   })
 })
+
+it('memory of a format is given back when nobody holds a page of it', () => {
+  const unusual = { keyType: 'q5_0', valueType: 'q5_1', valuesTransposed: false } as const
+  const pages = 4096
+  const dims = { layers: 4, headDim: 64, kvHeads: 2 }
+  const shape = { ...dims, arenas: [{ keyType: 'f16', valueType: 'f16', valuesTransposed: false, pages }] } as const
+  using store = new KvStore(shape, cpuDevice())
+  const arena = store.borrower('q5', () => new Arena({ ...dims, ...unusual, pages }, cpuDevice()))
+  const row = new Uint8Array(store.rowArena(arena).pageBytes).fill(1)
+  const resident = () => process.memoryUsage().rss
+  const before = resident()
+  const s = store.create(0, arena)
+  store.append(
+    s,
+    Array.from({ length: 32 * 2000 }, (_, i) => i),
+  )
+  for (const { page } of s.columns[0]!.blocks) store.rowArena(arena).writePage(page, row)
+  const taken = 2000 * row.length
+  if (process.platform === 'linux') assert.ok(resident() - before > 0.9 * taken, 'written memory is resident')
+  store.free(s)
+  assert.equal(store.lentPages.length, 0)
+  if (process.platform === 'linux') assert.ok(resident() - before < 0.2 * taken, 'free memory is not')
+})

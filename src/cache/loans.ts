@@ -8,6 +8,8 @@ import type { PagePool } from './pages.ts'
 
 interface Sized {
   readonly pageBytes: number
+  /** Nobody holds a page of it any more. */
+  discard(): void
 }
 
 /** Pages of the first arena by which more is lent than needed, and above which it is given back. */
@@ -73,15 +75,16 @@ export class Loans {
     const lent = this.#lent.get(arena)
     if (!lent) return
     const needed = this.pagesFor(arena, this.#used(arena))
-    if (lent.length - needed > STEP || needed === 0) this.#takeBack(lent, needed)
+    if (lent.length - needed > STEP || needed === 0) this.#takeBack(arena, lent, needed)
   }
 
   /** Takes back all that was lent and is not needed: room is short. */
   reclaim(): void {
-    for (const [arena, lent] of this.#lent) this.#takeBack(lent, this.pagesFor(arena, this.#used(arena)))
+    for (const [arena, lent] of this.#lent) this.#takeBack(arena, lent, this.pagesFor(arena, this.#used(arena)))
   }
 
-  #takeBack(lent: PageId[], kept: number): void {
+  #takeBack(arena: number, lent: PageId[], kept: number): void {
+    if (kept === 0 && lent.length > 0) this.#arenas[arena]!.discard()
     for (const page of lent.splice(kept)) this.#pools[0]!.releasePage(page)
   }
 

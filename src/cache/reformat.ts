@@ -69,7 +69,8 @@ export function moveRows(
   const encoded = coded.map((m) => encodeRows(runner(), store, s, m))
   for (const { column, positions } of coded) store.drop(s, column, cellsAt(s.columns[column]!, positions))
   for (const column of new Set(coded.map((m) => m.column))) closeHoles(store, s, column)
-  for (const arena of new Set(moves.map((m) => m.arena))) makeRoom(store.pagesToBorrow(arena, mostBlocks(moves, arena)))
+  const arenas = [...new Set(moves.map((m) => m.arena))]
+  makeRoom(arenas.reduce((sum, arena) => sum + store.pagesToBorrow(arena, mostBlocks(moves, arena)), 0))
   for (const rows of encoded) put(store, s, rows)
   for (const m of moves)
     if (store.arenas[m.arena]!.kind === 'rows')

@@ -291,7 +291,7 @@ describe('memory that is short', () => {
       assert.ok(preemptions > 0 && evictedPages > 0, `${preemptions} preemptions, ${evictedPages} evictions`)
     }))
 
-  it('bounds what a request of larger types can hold', () =>
+  it('bounds what a request of larger types can hold', { timeout: 20_000 }, () =>
     withEngine({ kvMemory: 16 * pageBytes, contextLength: 512 }, async (engine) => {
       // 16 pages of f16 are 8 of f32.
       const tokens = (n: number) => ({ tokens: Int32Array.from({ length: n }, (_, i) => 300 + i) })
@@ -306,7 +306,8 @@ describe('memory that is short', () => {
       const forced = { ...tokens(250), ...F32, forced: [300, 301, 302, 303, 304, 305, 306] }
       await fails(collect(engine, forced), 'KV_BUDGET', /the forced answer has 7/)
       await fails(collect(engine, { ...tokens(512), ...asked }), 'CONTEXT_OVERFLOW')
-    }))
+    }),
+  )
 
   for (const scheduler of ['fcfs', 'sarathi', 'sarathi-serve', 'prepacking', 'prepacking-padded'] as const)
     it(

@@ -95,9 +95,13 @@ export class Buffer extends Owned {
    * is written to, where the system can do that.
    */
   clear(value = 0): void {
-    const isPlain = value === 0 && this.type?.name === 'CPU'
-    if (isPlain && zeroUntouched(ffi.ggml_backend_buffer_get_base(this.ptr)!, this.bytes)) return
+    if (value === 0 && this.discard()) return
     ffi.ggml_backend_buffer_clear(this.ptr, value)
+  }
+
+  /** Gives plain memory back to the system, where it can be: all bytes are 0 then, and take none. False: nothing was done. */
+  discard(): boolean {
+    return this.type?.name === 'CPU' && zeroUntouched(ffi.ggml_backend_buffer_get_base(this.ptr)!, this.bytes)
   }
 
   /** Tells the schedulers that this holds weights, so that work moves to them rather than they to the work. */

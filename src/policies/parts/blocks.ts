@@ -48,6 +48,18 @@ export function allRows({ model, positions }: PolicyState): Int32Array[][] {
   })
 }
 
+/** Rows of every head without some of them, both `[layer][kvHead]`. */
+export const without = (
+  all: readonly (readonly Int32Array[])[],
+  gone: readonly (readonly Int32Array[])[],
+): Int32Array[][] =>
+  all.map((heads, layer) =>
+    heads.map((rows, kvHead) => {
+      const left = new Set(gone[layer]![kvHead])
+      return rows.filter((j) => !left.has(j))
+    }),
+  )
+
 /** All rows stay, some in another format; lists without rows are left out. */
 export function storePlan(state: PolicyState, stored: readonly StoredRows[], memory?: unknown): CompressionPlan {
   const moved = stored.filter(({ rows }) => rows.some((heads) => heads.some((list) => list.length > 0)))

@@ -24,7 +24,7 @@ import type { Codes, RowFormat } from '../../contract/format.ts'
 import type { Observation, ObservationNeeds } from '../../contract/observation.ts'
 import type { CompressionPlan, ModelDims, OptionsOf, PolicyState, StoredRows } from '../../contract/policy.ts'
 import { definePolicy } from '../define.ts'
-import { AS_COMPUTED, allRows, everywhere, rowsStored, storePlan, wholeBlocks } from '../parts/blocks.ts'
+import { AS_COMPUTED, allRows, everywhere, rowsStored, storePlan, wholeBlocks, without } from '../parts/blocks.ts'
 import { columnScores, randomScores } from '../parts/scorers.ts'
 import type { LayerScores } from '../parts/scores.ts'
 import { shareOf, splitRows } from '../parts/tiers.ts'
@@ -223,12 +223,7 @@ function drop(
   raised: readonly StoredRows[],
   { balance, votes }: Memory,
 ): CompressionPlan {
-  const kept = allRows(state).map((heads, layer) =>
-    heads.map((all, kvHead) => {
-      const gone = new Set(rows[layer]![kvHead])
-      return all.filter((j) => !gone.has(j))
-    }),
-  )
+  const kept = without(allRows(state), rows)
   const memory: Memory = { balance, votes: votes && keptVotes(votes, kept) }
   return { kind: 'keep', rows: kept, ...(raised.length > 0 ? { stored: raised } : {}), memory }
 }

@@ -238,3 +238,28 @@ test('formats, and options that contradict each other', () => {
   assert.throws(() => choosePolicy('zipcache?recent=0.7&random=0.5'), /more than 1 together/)
   assert.equal(choosePolicy('zipcache').definition.takesBudget, false)
 })
+
+test('with lo=0 the lower tier goes, prompt and answer: the score is one for eviction', () => {
+  const spec = 'zipcache?lo=0&hi=16'
+  const [n, salient] = [160, 0.6]
+  const kept = prefill(spec, { n, budget: n, seed: 3 })
+  const tiers = prefill('zipcache', { n, budget: n, seed: 3 })
+  eachHead((layer, kvHead) => {
+    const upper = rowsStoredIn(tiers, UPPER, layer, kvHead)
+    assert.equal(upper.length, n - lowerOf(n, salient))
+    assert.deepEqual([...kept.cache[layer]![kvHead]!], upper, `layer ${layer}, head ${kvHead}`)
+  })
+  const stored = prefill('zipcache?lo=0', { n, budget: n, seed: 3 })
+  eachHead((layer, kvHead) => {
+    assert.deepEqual([...stored.cache[layer]![kvHead]!], [...kept.cache[layer]![kvHead]!])
+    assert.equal(rowsStoredIn(stored, 1, layer, kvHead).length, n - lowerOf(n, salient))
+  })
+  const chosen = choosePolicy(spec)
+  let long: Held = kept
+  for (let step = 0; step < 96; step++) long = answerStep(chosen, long, { budget: n, seed: 3 })
+  eachHead((layer, kvHead) => {
+    const positions = [...long.cache[layer]![kvHead]!]
+    assert.equal(positions.length, n + 96 - lowerOf(n + 96, salient), 'the running share')
+    assert.deepEqual(positions.slice(0, n - lowerOf(n, salient)), [...kept.cache[layer]![kvHead]!], 'what stayed stays')
+  })
+})

@@ -6,7 +6,8 @@
  * Formula  probes p: the last `recent` of the prompt's queries, at least one, and `random` of them besides, by chance
  *          s[j,h] = sum over the probes of P[p,j,h] / number of probes p >= j (query heads of a group averaged)
  *          keys: a group is one channel of all rows of a tier. Values: divided by f[c] = sqrt(max |v[c]|), then a group is one row
- * Keeps    all rows, in whole blocks of 32. Those with the smallest s, 1 - `salient` of them, in `lo` bits, the others in `hi`
+ * Keeps    all rows, in whole blocks of 32. Those with the smallest s, 1 - `salient` of them, in `lo` bits, the others in `hi`. With
+ *          lo=0 the lower tier is dropped: s as a score for eviction
  * Answer   its rows wait as they were computed; of `buffer` of them those with the largest s among themselves become `hi`. Probes
  *          are the last `recent` of these steps, and each other one with a chance of `random`. What is stored is never touched again
  * Differs  both tiers are whole blocks of 32: `lo` is (1 - salient) of all blocks so far, rounded down, `hi` the rest. The prompt's
@@ -20,7 +21,7 @@ import type { Codes, RowFormat } from '../../contract/format.ts'
 import type { Observation, ObservationNeeds } from '../../contract/observation.ts'
 import type { CompressionPlan, ModelDims, OptionsOf, PolicyState } from '../../contract/policy.ts'
 import { definePolicy } from '../define.ts'
-import { blockProblem, everywhere, storePlan, wholeBlocks } from '../parts/blocks.ts'
+import { allRows, blockProblem, everywhere, storePlan, wholeBlocks, without } from '../parts/blocks.ts'
 import { randomOf } from '../parts/random.ts'
 import { columnScores, randomScores } from '../parts/scorers.ts'
 import type { LayerScores } from '../parts/scores.ts'
@@ -35,7 +36,7 @@ const options = {
     choices: ['16', '4'],
     help: 'bits of the upper tier; 16: as they were computed',
   },
-  lo: { kind: 'choice', default: '2', choices: ['4', '2'], help: 'bits of the lower tier' },
+  lo: { kind: 'choice', default: '2', choices: ['4', '2', '0'], help: 'bits of the lower tier; 0: it is dropped' },
   recent: {
     kind: 'number',
     default: 0.05,
@@ -61,17 +62,19 @@ const options = {
 } as const
 type Options = OptionsOf<typeof options>
 
-/** Of {@link formats}. */
-const LOWER = 0
-const UPPER = 1
+/** Of {@link formats}; null: no rows are stored so. */
+const lowerFormat = ({ lo }: Options): number | null => (lo === '0' ? null : 0)
+const upperFormat = ({ hi, lo }: Options): number | null => (hi === '16' ? null : lo === '0' ? 0 : 1)
 
 interface Memory {
   /** Rows whose tier was decided: the oldest of every head. */
   readonly settled: number
+  /** Of these, how many were dropped. */
+  readonly dropped: number
   /** Of the probes since then, on the rows behind; null: there were none. */
   readonly votes: Votes | null
 }
-const START: Memory = { settled: 0, votes: null }
+const START: Memory = { settled: 0, dropped: 0, votes: null }
 
 /** Whether queries are looked at one by one. */
 const isProbed = ({ scores }: Options): boolean => scores === 'normalised' || scores === 'repo'
@@ -82,7 +85,7 @@ function formats({ headDim }: ModelDims, { hi, lo }: Options): RowFormat[] {
     keys: { bits, groups: { by: 'tier' } },
     values: { bits, groups: { by: 'token', size: headDim }, evened: true },
   })
-  return [codes(lo === '2' ? 2 : 4), ...(hi === '16' ? [] : [codes(4)])]
+  return [...(lo === '0' ? [] : [codes(lo === '2' ? 2 : 4)]), ...(hi === '16' ? [] : [codes(4)])]
 }
 
 /** s of the rows behind those whose tier was decided, by KV head. */
@@ -90,15 +93,16 @@ function saliency(
   seen: Observation,
   state: PolicyState,
   layer: number,
-  { settled, votes }: Memory,
+  { settled, dropped, votes }: Memory,
   { scores }: Options,
 ): LayerScores {
-  const behind = { first: settled, last: 0 }
+  const first = settled - dropped
+  const behind = { first, last: 0 }
   switch (scores) {
     case 'normalised':
-      return averageVotes(votes!.sums[layer]!, state, layer, settled, votes!.queries)
+      return averageVotes(votes!.sums[layer]!, state, layer, first, votes!.queries)
     case 'repo':
-      return averageVotes(votes!.sums[layer]!, state, layer, settled, allQueries(state))
+      return averageVotes(votes!.sums[layer]!, state, layer, first, allQueries(state))
     case 'accumulated':
       return columnScores(seen, layer, behind)
     case 'random':
@@ -113,18 +117,20 @@ const lowerOf = (rows: number, { salient }: Options): number => wholeBlocks(shar
 
 /** The next `count` rows get their tier, in all heads. */
 function settle(count: number, seen: Observation, state: PolicyState, before: Memory, o: Options): CompressionPlan {
-  const { settled } = before
+  const { settled, dropped } = before
   const lower = lowerOf(settled + count, o) - lowerOf(settled, o)
   const halves = Array.from({ length: state.model.layers }, (_, layer) =>
     saliency(seen, state, layer, before, o).map((one) => splitRows(one.subarray(0, count), count - lower)),
   )
   const rows = (of: 'best' | 'others') =>
-    everywhere(state.model, (layer, kvHead) => halves[layer]![kvHead]![of].map((j) => settled + j))
-  return storePlan(
-    state,
-    [{ format: LOWER, rows: rows('others') }, ...(o.hi === '16' ? [] : [{ format: UPPER, rows: rows('best') }])],
-    { settled: settled + count, votes: null } satisfies Memory,
-  )
+    everywhere(state.model, (layer, kvHead) => halves[layer]![kvHead]![of].map((j) => settled - dropped + j))
+  const to = (format: number | null, of: 'best' | 'others') => (format === null ? [] : [{ format, rows: rows(of) }])
+  const stored = [...to(lowerFormat(o), 'others'), ...to(upperFormat(o), 'best')]
+  const isDropped = lowerFormat(o) === null
+  const memory: Memory = { settled: settled + count, dropped: dropped + (isDropped ? lower : 0), votes: null }
+  const plan = storePlan(state, stored, memory)
+  if (!isDropped || lower === 0) return plan
+  return { kind: 'keep', rows: without(allRows(state), rows('others')), ...(stored.length ? { stored } : {}), memory }
 }
 
 /** Whether a row of the answer, the last of `waiting` without a tier, is a probe. */
@@ -159,15 +165,15 @@ export const zipcache = definePolicy({
     const count = wholeBlocks(state.positions(0, 0).length)
     if (count === 0) return { kind: 'keep-all' }
     const votes = isProbed(o) ? addVotes(null, seen.window!, seen.windowRows!, 0) : null
-    return settle(count, seen, state, { settled: 0, votes }, o)
+    return settle(count, seen, state, { ...START, votes }, o)
   },
   afterDecode(seen, state, o) {
-    const { settled, votes } = (state.memory as Memory | undefined) ?? START
-    const waiting = state.positions(0, 0).length - settled
+    const { settled, dropped, votes } = (state.memory as Memory | undefined) ?? START
+    const waiting = state.positions(0, 0).length - (settled - dropped)
     const isNew = isProbed(o) && isProbe(waiting, state, o)
     const memory: Memory = isNew
-      ? { settled, votes: addVotes(votes, seen.decode!, Int32Array.of(state.seen - 1), settled) }
-      : { settled, votes }
+      ? { settled, dropped, votes: addVotes(votes, seen.decode!, Int32Array.of(state.seen - 1), settled - dropped) }
+      : { settled, dropped, votes }
     if (waiting >= o.buffer) return settle(o.buffer, seen, state, memory, o)
     return isNew ? { kind: 'keep-all', memory } : { kind: 'keep-all' }
   },
