@@ -2,7 +2,7 @@
 import type { ArenaMap } from '../../engine/api.ts'
 import { ink } from '../theme.ts'
 
-export const STATES = ['.', 'o', 's', 'p'] as const
+export const STATES = ['.', 'o', 's', 'p', 'l'] as const
 export type PageState = (typeof STATES)[number]
 
 export const STATE_NAMES: Readonly<Record<PageState, string>> = {
@@ -10,6 +10,7 @@ export const STATE_NAMES: Readonly<Record<PageState, string>> = {
   o: 'private',
   s: 'shared',
   p: 'stored prefix',
+  l: 'lent to other formats',
 }
 
 /** Colours for owners: the id of a request takes them in turn. */
@@ -95,10 +96,10 @@ function brightness(ageMs: number): number {
 
 function colourOf(state: PageState, owner: number, palette: Palette): string {
   if (state === '.') return palette.free
-  return state === 'p' ? palette.prefix : palette.owners[owner % OWNER_COLOURS]!
+  return state === 'p' || state === 'l' ? palette.prefix : palette.owners[owner % OWNER_COLOURS]!
 }
 
-/** States differ by pattern too: shared pages have a hole, stored prefixes a cut corner. */
+/** States differ by pattern too: shared pages have a hole, stored prefixes a cut corner, lent pages are a frame. */
 function mark(
   pen: CanvasRenderingContext2D,
   state: PageState,
@@ -113,6 +114,10 @@ function mark(
     const at = (side - hole) / 2
     pen.fillRect(x + at, y + at, hole, hole)
   }
+  if (state === 'l') {
+    const rim = Math.max(1, Math.round(side / 6))
+    pen.fillRect(x + rim, y + rim, side - 2 * rim, side - 2 * rim)
+  }
   if (state === 'p') {
     pen.beginPath()
     pen.moveTo(x + side / 2, y)
@@ -123,7 +128,7 @@ function mark(
 }
 
 export function countStates(arena: ArenaMap): Readonly<Record<PageState, number>> {
-  const counts: Record<PageState, number> = { '.': 0, o: 0, s: 0, p: 0 }
+  const counts: Record<PageState, number> = { '.': 0, o: 0, s: 0, p: 0, l: 0 }
   for (const state of arena.states) counts[state as PageState]++
   return counts
 }

@@ -29,7 +29,7 @@ export function CacheView() {
       {map?.arenas.map((arena, i) => (
         <ArenaPicture key={i} index={i} arena={arena} isOnly={map.arenas.length === 1} />
       ))}
-      {map ? <Legend /> : null}
+      {map ? <Legend lends={map.arenas.length > 1} /> : null}
       {map?.arenas.length ? <Words arenas={map.arenas} /> : null}
     </section>
   )
@@ -133,11 +133,12 @@ function factsOf(arena: ArenaMap, page: number): string {
 }
 
 function describeCounts(counts: Readonly<Record<PageState, number>>, pages: number): string {
-  const parts = (['o', 's', 'p', '.'] as const).map((s) => `${format.count(counts[s])} ${STATE_NAMES[s]}`)
+  const shown = (['o', 's', 'p', 'l', '.'] as const).filter((s) => s !== 'l' || counts.l > 0)
+  const parts = shown.map((s) => `${format.count(counts[s])} ${STATE_NAMES[s]}`)
   return `${format.count(pages)} pages: ${parts.join(', ')}`
 }
 
-function Legend() {
+function Legend({ lends }: { readonly lends: boolean }) {
   return (
     <ul class="legend" aria-label="Legend">
       <li>
@@ -149,6 +150,11 @@ function Legend() {
       <li>
         <i class="key prefix" /> stored prefix
       </li>
+      {lends ? (
+        <li>
+          <i class="key lent" /> lent to other formats
+        </li>
+      ) : null}
       <li>
         <i class="key free" /> free
       </li>
