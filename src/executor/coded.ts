@@ -9,6 +9,7 @@ import type { BlockRef } from '../cache/column.ts'
 import type { Context } from '../ggml/context.ts'
 import * as ops from '../ggml/ops/index.ts'
 import type { Tensor } from '../ggml/tensor.ts'
+import type { KvPart } from './lower/lowering.ts'
 import type { Load, PlacedItem } from './place.ts'
 
 /** Which extras the blocks of a part have: what a graph depends on. */
@@ -52,9 +53,8 @@ export function extrasKey({ keys, values }: Readonly<Record<KeysOrValues, Extras
 
 /** f16 each; P pages of a part. */
 interface ExtraInputs {
-  /** [d, 1, P, Hkv] */
+  /** [d, 1, Hkv]: all that a head stores in a format shares it. */
   readonly scale: Tensor | null
-  /** [d, 1, P, Hkv] */
   readonly base: Tensor | null
   /** [rank, 32, P, Hkv] and [rank, d, P, Hkv] */
   readonly lowRank: { readonly a: Tensor; readonly b: Tensor } | null
@@ -82,8 +82,8 @@ export function codedInput(
   { pages, d, heads }: { readonly pages: number; readonly d: number; readonly heads: number },
 ): CodedInput {
   const extras = ({ scale, base, rank, outliers }: ExtrasShape): ExtraInputs => ({
-    scale: scale ? c.tensor('f16', d, 1, pages, heads).asInput() : null,
-    base: base ? c.tensor('f16', d, 1, pages, heads).asInput() : null,
+    scale: scale ? c.tensor('f16', d, 1, heads).asInput() : null,
+    base: base ? c.tensor('f16', d, 1, heads).asInput() : null,
     lowRank: rank
       ? {
           a: c.tensor('f16', rank, PAGE_CELLS, pages, heads).asInput(),
@@ -98,30 +98,64 @@ export function codedInput(
   return { ...at, pages: ids, keys: extras(shapes.keys), values: extras(shapes.values) }
 }
 
-/** f32 [d, n, Hkv] */
-export function readCodes(c: Context, arena: CodeArena, what: KeysOrValues, input: CodedInput): Tensor {
-  const x = decoded(c, arena, what, input)
-  const [d, cells, pages, heads] = x.ne
-  return exact(c, ops.reshape(c, x, d, cells * pages, heads), input[what])
+/** The part as attention reads it. */
+export function readCodes(c: Context, arena: CodeArena, input: CodedInput): KvPart {
+  const keys = read(c, arena, 'keys', input)
+  const values = read(c, arena, 'values', input)
+  return {
+    ...{ keys: keys.numbers, keysTransposed: keys.isTransposed },
+    ...(keys.scale ? { keyScale: keys.scale } : {}),
+    ...(keys.base ? { keyBase: keys.base } : {}),
+    ...{ values: values.numbers, valuesTransposed: values.isTransposed },
+    ...(values.scale ? { valueScale: values.scale } : {}),
+  }
 }
 
-/** All but the outliers, f32 [d, 32, P, Hkv]. */
-function decoded(c: Context, arena: CodeArena, what: KeysOrValues, input: CodedInput): Tensor {
-  const { scale, base, lowRank } = input[what]
-  let x = scaledBack(c, arena, what, input)
-  if (scale) x = ops.mul(c, x, ops.cast(c, scale, 'f32'))
-  if (base) x = ops.add(c, x, ops.cast(c, base, 'f32'))
-  if (lowRank) x = ops.add(c, x, ops.mulMat(c, lowRank.b, ops.cast(c, lowRank.a, 'f32')))
-  return x
+interface Read {
+  /** f32 [d, n, Hkv], or [n, d, Hkv] when transposed. */
+  readonly numbers: Tensor
+  readonly isTransposed: boolean
+  /** f32 [d, 1, Hkv]: what is left to be done with each channel. */
+  readonly scale: Tensor | null
+  readonly base: Tensor | null
 }
 
-/** Codes by the parameters of their groups, f32 [d, 32, P, Hkv]. */
-function scaledBack(
-  c: Context,
-  arena: CodeArena,
-  what: KeysOrValues,
-  { layer, load, part, pages }: CodedInput,
-): Tensor {
+/** Groups by token leave rows fastest, and so they stay: to turn them costs more than all else. */
+function read(c: Context, arena: CodeArena, what: KeysOrValues, input: CodedInput): Read {
+  const { scale, base, lowRank, outliers } = input[what]
+  const isTransposed = arena.format[what].groups.by === 'token'
+  const floats = (t: Tensor | null) => t && ops.cast(c, t, 'f32')
+  const [channelScale, channelBase] = [floats(scale), floats(base)]
+  let x = scaledBack(c, arena, what, input) // [d, 32, P, Hkv], or [32, d, P, Hkv]
+  // Values have no base of their own that the lowerings know, and corrections come behind both.
+  const isFolded = !lowRank && !outliers && !(what === 'values' && channelBase)
+  if (!isFolded) {
+    const [d, , Hkv] = (channelScale ?? channelBase)?.ne ?? [0, 0, 0]
+    const shape = isTransposed ? ([1, d, 1, Hkv] as const) : ([d, 1, 1, Hkv] as const)
+    if (channelScale) x = ops.mul(c, x, ops.reshape(c, channelScale, ...shape))
+    if (channelBase) x = ops.add(c, x, ops.reshape(c, channelBase, ...shape))
+    if (lowRank) x = ops.add(c, x, lowRankOf(c, lowRank, isTransposed))
+  }
+  const [P, heads] = [x.ne[2], x.ne[3]]
+  const inRows = isTransposed
+    ? ops.reshape(c, ops.cont(c, ops.permute(c, x, 0, 2, 1, 3)), PAGE_CELLS * P, x.ne[1], heads)
+    : ops.reshape(c, x, x.ne[0], PAGE_CELLS * P, heads)
+  return {
+    numbers: outliers ? exact(c, inRows, outliers) : inRows,
+    isTransposed,
+    scale: isFolded ? channelScale : null,
+    base: isFolded ? channelBase : null,
+  }
+}
+
+/** A B^T, f32 [d, 32, P, Hkv], or [32, d, P, Hkv]. */
+function lowRankOf(c: Context, { a, b }: NonNullable<ExtraInputs['lowRank']>, isTransposed: boolean): Tensor {
+  return isTransposed ? ops.mulMat(c, a, ops.cast(c, b, 'f32')) : ops.mulMat(c, b, ops.cast(c, a, 'f32'))
+}
+
+/** Codes by the parameters of their groups, f32 [d, 32, P, Hkv]; with groups by token [32, d, P, Hkv]. */
+function scaledBack(c: Context, arena: CodeArena, what: KeysOrValues, input: CodedInput): Tensor {
+  const { layer, load, part, pages } = input
   const { headDim: d } = arena.dims
   const source = load.parts[part]!
   const { planes, params } = arena.coded((source.kind === 'gather' ? source.layer : undefined) ?? layer, what)
@@ -133,20 +167,11 @@ function scaledBack(
   const numbers = ops.getRows(c, params, pages) // f32 [params, P, Hkv]
   const half = numbers.ne[0] / 2
   if (groups.by === 'token') {
-    // Rows of a block fastest: so is one group's scale for each of them.
     const perRow = d / groups.size
     const codes = ops.reshape(c, y, PAGE_CELLS, groups.size, perRow, P * heads)
-    const of = (from: number) =>
-      ops.view(
-        c,
-        numbers,
-        [PAGE_CELLS, 1, perRow, P * heads],
-        [numbers.nb[1], PAGE_CELLS * numbers.nb[0], numbers.nb[1]],
-        from * numbers.nb[0],
-      )
-    const x = ops.add(c, ops.mul(c, codes, of(0)), of(half))
-    const byRow = ops.reshape(c, x, PAGE_CELLS, d, P, heads)
-    return ops.cont(c, ops.permute(c, byRow, 1, 0, 2, 3))
+    const strides = [numbers.nb[1], PAGE_CELLS * numbers.nb[0], numbers.nb[1]]
+    const of = (from: number) => ops.view(c, numbers, [PAGE_CELLS, 1, perRow, P * heads], strides, from * numbers.nb[0])
+    return ops.reshape(c, ops.add(c, ops.mul(c, codes, of(0)), of(half)), PAGE_CELLS, d, P, heads)
   }
   const codes = ops.reshape(c, y, d, PAGE_CELLS, P, heads)
   const of = (from: number) =>
@@ -154,9 +179,8 @@ function scaledBack(
   return ops.add(c, ops.mul(c, codes, of(0)), of(half))
 }
 
-/** Outliers in their places. */
-function exact(c: Context, x: Tensor, { outliers }: ExtraInputs): Tensor {
-  if (!outliers) return x
+/** Outliers in their places of x, [d, n, Hkv] or [n, d, Hkv]. */
+function exact(c: Context, x: Tensor, outliers: NonNullable<ExtraInputs['outliers']>): Tensor {
   const flat = ops.reshape(c, x, 1, x.elements)
   const set = ops.setRows(c, flat, ops.cast(c, outliers.values, 'f32'), outliers.at)
   return ops.reshape(c, set, x.ne[0], x.ne[1], x.ne[2])
@@ -180,29 +204,41 @@ export function feedCoded(input: CodedInput, load: Load, arena: CodeArena, first
       extras[h * P + s] = arena.extras(layer, h, page)
     }
   set(input.pages, pages)
-  for (const what of ['keys', 'values'] as const) feedExtras(input[what], what, extras, { P, d })
+  for (const what of ['keys', 'values'] as const) {
+    const isTransposed = arena.format[what].groups.by === 'token'
+    feedExtras(input[what], what, extras, { P, d, isTransposed })
+  }
 }
 
 function feedExtras(
   { scale, base, lowRank, outliers }: ExtraInputs,
   what: KeysOrValues,
   extras: readonly (BlockExtras | undefined)[],
-  { P, d }: { readonly P: number; readonly d: number },
+  { P, d, isTransposed }: { readonly P: number; readonly d: number; readonly isTransposed: boolean },
 ): void {
-  const gather = (tensor: Tensor, of: (e: CodeExtras) => Uint16Array | null, fallback: number) => {
+  const byBlock = (tensor: Tensor, of: (e: CodeExtras) => Uint16Array | null) => {
     const size = tensor.elements / extras.length
-    const out = new Uint16Array(tensor.elements).fill(fallback)
+    const out = new Uint16Array(tensor.elements)
     for (const [i, e] of extras.entries()) {
       const part = e && of(e[what])
       if (part) out.set(part, i * size)
     }
     set(tensor, out)
   }
-  if (scale) gather(scale, (e) => e.channelScale, ONE)
-  if (base) gather(base, (e) => e.channelBase, 0)
+  const byHead = (tensor: Tensor, of: (e: CodeExtras) => Uint16Array | null, fallback: number) => {
+    const out = new Uint16Array(tensor.elements).fill(fallback)
+    for (let at = 0, i = 0; i < extras.length; at += d, i += P) {
+      const first = extras.slice(i, i + P).find((e) => e !== undefined)
+      const part = first && of(first[what])
+      if (part) out.set(part, at)
+    }
+    set(tensor, out)
+  }
+  if (scale) byHead(scale, (e) => e.channelScale, ONE)
+  if (base) byHead(base, (e) => e.channelBase, 0)
   if (lowRank) {
-    gather(lowRank.a, (e) => e.lowRank?.a ?? null, 0)
-    gather(lowRank.b, (e) => e.lowRank?.b ?? null, 0)
+    byBlock(lowRank.a, (e) => e.lowRank?.a ?? null)
+    byBlock(lowRank.b, (e) => e.lowRank?.b ?? null)
   }
   if (!outliers) return
   const at = new Int32Array(outliers.at.elements)
@@ -215,7 +251,7 @@ function feedExtras(
     const [head, first] = [Math.floor(i / P), (i % P) * PAGE_CELLS]
     for (const [k, place] of own.at.entries()) {
       const [row, channel] = [Math.floor(place / d), place % d]
-      at[m] = (head * n + first + row) * d + channel
+      at[m] = isTransposed ? (head * d + channel) * n + first + row : (head * n + first + row) * d + channel
       values[m++] = own.values[k]!
     }
   }

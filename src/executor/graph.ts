@@ -17,6 +17,7 @@ import { isWindowed, ropeOf } from '../model/config.ts'
 import type { Model } from '../model/model.ts'
 import { type CodedInput, codedInput, type ExtrasShape, readCodes } from './coded.ts'
 import { chooseLowering } from './lower/choose.ts'
+import { plainKeys } from './lower/flash.ts'
 import type { KvPart, Lowering, LoweringName } from './lower/lowering.ts'
 import { Observer, TENSORS_PER_BLOCK } from './observe/build.ts'
 import { ObservationReader } from './observe/read.ts'
@@ -423,7 +424,7 @@ class Builder {
       const load = item.loads[item.ragged ? layer - item.item.layers.from : 0]!
       const parts = load.parts.map((_, i) => {
         const part = this.#part(item, load, i, layer)
-        return load.parts[i]!.shifted ? { ...part, keys: this.#shifted(part.keys, item, load, i, layer) } : part
+        return load.parts[i]!.shifted ? this.#shiftedPart(part, item, load, i, layer) : part
       })
       const transposed = parts.every((p) => p.valuesTransposed)
       const lowered = chooseLowering(
@@ -550,11 +551,7 @@ class Builder {
     const size = { pages: partCells(load.parts[part]!) / PAGE_CELLS, d, heads }
     const input = codedInput(this.c, { item, load, part, layer }, shapes, size)
     this.coded.push(input)
-    return {
-      keys: readCodes(this.c, arena, 'keys', input),
-      values: readCodes(this.c, arena, 'values', input),
-      valuesTransposed: false,
-    }
+    return readCodes(this.c, arena, input)
   }
 
   /** Each row's key and value times numbers of its own. */
@@ -585,6 +582,12 @@ class Builder {
     const inPieces = ops.reshape(this.c, all, PAGE_CELLS, all.elements / PAGE_CELLS)
     const values = ops.getRows(this.c, inPieces, pieces) //                               f32 [32, n / 32 * d * Hkv]
     return { keys, values: ops.reshape(this.c, values, part.cells, headDim, kvHeads), valuesTransposed }
+  }
+
+  #shiftedPart(part: KvPart, item: PlacedItem, load: Load, index: number, layer: number): KvPart {
+    const { values, valuesTransposed, valueScale } = part
+    const keys = this.#shifted(plainKeys(this.c, part), item, load, index, layer)
+    return { keys, values, valuesTransposed, ...(valueScale ? { valueScale } : {}) }
   }
 
   /** Keys [d, n, Hkv] rotated from their rows' positions on to their places in the cache. */

@@ -6,7 +6,7 @@
 import type { Context } from '../../ggml/context.ts'
 import * as ops from '../../ggml/ops/index.ts'
 import type { Tensor } from '../../ggml/tensor.ts'
-import type { KvPart, Lowering } from './lowering.ts'
+import type { KeyPart, KvPart, Lowering } from './lowering.ts'
 
 /** ggml's CPU kernel works in tiles from this many queries on. */
 export const TILE_ROWS = 64
@@ -31,13 +31,25 @@ export const flash: Lowering = {
 /** All parts as one, row-major; several are brought to f32 first. */
 function together(c: Context, parts: readonly KvPart[]): { k: Tensor; v: Tensor } {
   const [first, ...rest] = parts
-  const rows = (p: KvPart) => (p.valuesTransposed ? rowMajor(c, p.values) : p.values)
-  if (!rest.length) return { k: first!.keys, v: rows(first!) }
+  if (!rest.length) return { k: plainKeys(c, first!), v: plainValues(c, first!) }
   const join = (all: Tensor[]) => all.reduce((a, b) => ops.concat(c, a, b, 1))
   return {
-    k: join(parts.map((p) => asFloats(c, p.keys))),
-    v: join(parts.map((p) => asFloats(c, rows(p)))),
+    k: join(parts.map((p) => asFloats(c, plainKeys(c, p)))),
+    v: join(parts.map((p) => asFloats(c, plainValues(c, p)))),
   }
+}
+
+/** Keys as they are meant, [d, n, Hkv]. */
+export function plainKeys(c: Context, { keys, keysTransposed, keyScale, keyBase }: KeyPart): Tensor {
+  let k = keysTransposed ? rowMajor(c, keys) : keys
+  if (keyScale) k = ops.mul(c, asFloats(c, k), keyScale)
+  return keyBase ? ops.add(c, asFloats(c, k), keyBase) : k
+}
+
+/** Values as they are meant, [d, n, Hkv]. */
+function plainValues(c: Context, { values, valuesTransposed, valueScale }: KvPart): Tensor {
+  const v = valuesTransposed ? rowMajor(c, values) : values
+  return valueScale ? ops.mul(c, asFloats(c, v), valueScale) : v
 }
 
 function asFloats(c: Context, t: Tensor): Tensor {
@@ -45,6 +57,6 @@ function asFloats(c: Context, t: Tensor): Tensor {
 }
 
 /** [n, d, Hkv] -> [d, n, Hkv] */
-function rowMajor(c: Context, values: Tensor): Tensor {
-  return ops.cont(c, ops.transpose(c, values))
+function rowMajor(c: Context, x: Tensor): Tensor {
+  return ops.cont(c, ops.transpose(c, x))
 }

@@ -8,7 +8,7 @@ import type { Context } from '../../ggml/context.ts'
 import * as ops from '../../ggml/ops/index.ts'
 import type { Tensor } from '../../ggml/tensor.ts'
 import { isQuantized } from '../../ggml/types.ts'
-import type { KvPart, Lowering } from './lowering.ts'
+import { type KvPart, type Lowering, partHeads, partRows } from './lowering.ts'
 import { maskForRows, probabilities } from './probabilities.ts'
 
 export const grouped: Lowering = {
@@ -16,7 +16,7 @@ export const grouped: Lowering = {
 
   attend(c, a) {
     const [d, H, T] = a.q.ne
-    const Hkv = a.parts[0]!.keys.ne[2]
+    const Hkv = partHeads(a.parts[0]!)
     const G = H / Hkv
     const p = probabilities(c, a) //                                                   f32 [n, T, H]
     const o = weightedSum(c, a.parts, ops.reshape(c, p, p.ne[0], T * G, Hkv)) //        f32 [d, T * G, Hkv]
@@ -32,7 +32,7 @@ function weightedSum(c: Context, parts: readonly KvPart[], p: Tensor): Tensor {
   let at = 0
   let sum: Tensor | null = null
   for (const part of parts) {
-    const n = part.keys.ne[1]
+    const n = partRows(part)
     const own = ops.view(c, p, [n, p.ne[1], p.ne[2]], [p.nb[1], p.nb[2]], at * p.nb[0])
     const o = times(c, part, own)
     sum = sum ? ops.add(c, sum, o) : o
@@ -48,7 +48,12 @@ function weightedSum(c: Context, parts: readonly KvPart[], p: Tensor): Tensor {
 const MOST_PASSES = 4
 
 /** Values of one part times weights [n, rows, Hkv] -> [d, rows, Hkv]. */
-function times(c: Context, { values, valuesTransposed }: KvPart, weights: Tensor): Tensor {
+function times(c: Context, part: KvPart, weights: Tensor): Tensor {
+  const o = product(c, part, weights)
+  return part.valueScale ? ops.mul(c, o, part.valueScale) : o
+}
+
+function product(c: Context, { values, valuesTransposed }: KvPart, weights: Tensor): Tensor {
   if (valuesTransposed) return ops.mulMat(c, values, weights)
   const direct = values.type === 'f32' || (isQuantized(values.type) && weights.ne[1] <= MOST_PASSES)
   return ops.outProd(c, direct ? values : ops.cast(c, values, 'f32'), ops.transpose(c, weights))

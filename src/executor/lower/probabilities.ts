@@ -5,10 +5,10 @@
 import type { Context } from '../../ggml/context.ts'
 import * as ops from '../../ggml/ops/index.ts'
 import type { Tensor } from '../../ggml/tensor.ts'
-import type { AttentionInputs } from './lowering.ts'
+import { type AttentionInputs, type KeyPart, partHeads } from './lowering.ts'
 
 /** What {@link probabilities} needs; values are not read. */
-export type ScoreInputs = Omit<AttentionInputs, 'parts'> & { readonly parts: readonly { readonly keys: Tensor }[] }
+export type ScoreInputs = Omit<AttentionInputs, 'parts'> & { readonly parts: readonly KeyPart[] }
 
 /**
  * The form in which {@link probabilities} reads a mask, f16 [n, T] or [n, T, H]. Softmax runs in parallel over dimension 1
@@ -23,12 +23,22 @@ export function maskForRows(c: Context, mask: Tensor, heads: number): Tensor {
 /** softmax over n keys, f32 [n, T, H]. */
 export function probabilities(c: Context, a: ScoreInputs): Tensor {
   const [d, H, T] = a.q.ne
-  const Hkv = a.parts[0]!.keys.ne[2]
+  const Hkv = partHeads(a.parts[0]!)
   const q = T === 1 ? ops.reshape(c, dense(c, a.q), d, H / Hkv, Hkv) : byKvHead(c, a.q, Hkv) //               f32 [d, T * G, Hkv]
-  const kq = a.parts.map((p) => ops.mulMat(c, p.keys, q)).reduce((x, y) => ops.concat(c, x, y, 0)) // f32 [n, T * G, Hkv]
+  const kq = a.parts.map((p) => scores(c, p, q)).reduce((x, y) => ops.concat(c, x, y, 0)) //          f32 [n, T * G, Hkv]
   const n = kq.ne[0]
   if (T === 1) return ops.reshape(c, softMax(c, ops.reshape(c, kq, n, H), a), n, 1, H)
   return softMax(c, ops.reshape(c, kq, n, T, H), a)
+}
+
+/**
+ * Products of the keys of a part with q f32 [d, T * G, Hkv]. What their channels are multiplied by goes to the queries instead, and
+ * what is added to them is one number for all rows.
+ */
+function scores(c: Context, { keys, keysTransposed, keyScale, keyBase }: KeyPart, q: Tensor): Tensor {
+  const scaled = keyScale ? ops.mul(c, q, keyScale) : q
+  const kq = keysTransposed ? ops.outProd(c, keys, ops.transpose(c, scaled)) : ops.mulMat(c, keys, scaled)
+  return keyBase ? ops.add(c, kq, ops.mulMat(c, keyBase, q)) : kq
 }
 
 /** Rows and the group of a KV head become one dimension: [d, H, T] -> [d, T, G, Hkv] -> [d, T * G, Hkv]. */
