@@ -150,7 +150,9 @@ function read(c: Context, arena: CodeArena, what: KeysOrValues, input: CodedInpu
 
 /** A B^T, f32 [d, 32, P, Hkv], or [32, d, P, Hkv]. */
 function lowRankOf(c: Context, { a, b }: NonNullable<ExtraInputs['lowRank']>, isTransposed: boolean): Tensor {
-  return isTransposed ? ops.mulMat(c, a, ops.cast(c, b, 'f32')) : ops.mulMat(c, b, ops.cast(c, a, 'f32'))
+  const [inner, outer] = (isTransposed ? [a, b] : [b, a]).map((t) => ops.transpose(c, ops.cast(c, t, 'f32')))
+  // As outer products: so short a row is no work for a matrix product.
+  return ops.outProd(c, ops.cont(c, inner!), outer!)
 }
 
 /** Codes by the parameters of their groups, f32 [d, 32, P, Hkv]; with groups by token [32, d, P, Hkv]. */
