@@ -3,11 +3,13 @@
 # in the files already is not run again.
 set -e
 cd "$(dirname "$0")/.."
-policies=full,random,streaming-llm,h2o,tova,snapkv,pyramidkv,ada-kv,cake,compresskv,razorattention,uncomp,lacache
+policies=full,random,streaming-llm,h2o,tova,snapkv,pyramidkv,ada-kv,cake,compresskv,razorattention,uncomp,lacache,kvmerger
+# Those that drop nothing; with a quarter of the bytes, and with more.
+policies="$policies,kivi?bits=2&residual=32,kivi,gear,gear?backbone=kcvt,mikv?hi=8,mikv?hi=8&lo=4,zipcache,zipcache?salient=0.2,minicache"
 out=docs/quality
 mkdir -p $out
 kvasir() { node --import tsx src/cli/main.ts "$@"; }
-rows() { kvasir eval -t 1 --lengths 1024 --limit 5 --policies $policies --budgets 0.5,0.25,0.125 --shared-prompts "$@"; }
+rows() { kvasir eval -t 1 --lengths 1024 --limit 5 --policies "$policies" --budgets 0.5,0.25,0.125 --shared-prompts "$@"; }
 tasks=niah_multikey,kv,rag,multiturn
 # The question in the prompt when it is shortened; the first of several questions; none.
 rows --tasks $tasks --mode multi-request --compress-at question --out $out/known.jsonl &

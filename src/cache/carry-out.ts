@@ -6,7 +6,7 @@ import type { CompressionPlan, Merge, SharedRows } from '../contract/policy.ts'
 import type { Runner } from '../ggml/backend.ts'
 import { PAGE_CELLS } from './arena.ts'
 import { checkPlan, type KeepPlan, sameRows } from './check-plan.ts'
-import type { Column } from './column.ts'
+import type { BlockRef, Column } from './column.ts'
 import { arenaFor, closeHoles, moveRows, type RowMove, shareRows } from './reformat.ts'
 import { mergeRows } from './rows.ts'
 import type { KvSequence, KvStore } from './store.ts'
@@ -72,9 +72,14 @@ function keepOnly(store: KvStore, sequence: KvSequence, plan: KeepPlan, tools: C
   }
 }
 
-/** Blocks of a column that others hold, too: what is merged into is written, and they are copied for it. */
+/**
+ * Blocks of a column that others hold, too: what is merged into is written, and they are copied for it. Rows in other formats, and those
+ * that two layers share, are only read.
+ */
 function sharedBlocks(store: KvStore, sequence: KvSequence, index: number, column: Column): number {
-  return column.blocks.reduce((n, _, k) => n + (store.isBlockShared(sequence, index, k) ? 1 : 0), 0)
+  const isCopied = (b: BlockRef, k: number) =>
+    b.arena === sequence.arena && b.layer === undefined && store.isBlockShared(sequence, index, k)
+  return column.blocks.reduce((n, b, k) => n + (isCopied(b, k) ? 1 : 0), 0)
 }
 
 /** What is to be done with rows that move: they are named by their positions, which last when others go. */
@@ -111,6 +116,12 @@ function movesOf(store: KvStore, sequence: KvSequence, plan: KeepPlan, tools: Ca
 function move(store: KvStore, sequence: KvSequence, { stored, shared }: Moves, tools: CarryOutTools): void {
   const { runner, makeRoom } = tools
   moveRows(runner, store, sequence, stored, makeRoom)
+  // Rows are put side by side in blocks of the upper layer: what others share of it is copied.
+  const copies = shared.map(({ pair: { upper }, head }) => {
+    const i = upper * store.dims.kvHeads + head
+    return sharedBlocks(store, sequence, i, sequence.columns[i]!)
+  })
+  if (copies.some((blocks) => blocks > 0)) makeRoom(Math.max(...copies))
   for (const { pair, head, positions } of shared) shareRows(runner(), store, sequence, pair, head, positions)
   for (const i of sequence.columns.keys()) closeHoles(store, sequence, i)
 }

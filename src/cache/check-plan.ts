@@ -2,6 +2,7 @@
 import { KvasirError } from '../contract/errors.ts'
 import type { CompressionPlan, Merge } from '../contract/policy.ts'
 import { PAGE_CELLS } from './arena.ts'
+import type { Column } from './column.ts'
 import type { KvSequence } from './store.ts'
 
 export type KeepPlan = Extract<CompressionPlan, { kind: 'keep' }>
@@ -29,7 +30,9 @@ export function checkPlan(
       // A layer that the prompt has not reached yet has none.
       if (kept.length === 0 && n > 0) throw bad(`${where} keeps nothing; attention needs one row at least`)
       const own = merges?.[layer]?.[head] ?? []
-      if (own.length) checkMerges(own, new Set(kept), n, where)
+      if (!own.length) continue
+      checkMerges(own, new Set(kept), n, where)
+      checkMerged(sequence, sequence.column(layer, head, kvHeads), own, where)
     }
   }
   if (plan.stored || plan.shared) checkMoves(sequence, plan, formats, layers, kvHeads)
@@ -48,12 +51,10 @@ function checkMoves(sequence: KvSequence, plan: KeepPlan, formats: number, layer
     const kept = new Set(plan.rows[layer]![head]!)
     const merged = new Set(plan.merges?.[layer]?.[head]?.flatMap((m) => [m.into, ...m.from]))
     for (const row of rows) {
-      const block = column.blocks[Math.floor(column.byPosition[row]! / PAGE_CELLS)]!
       if (!kept.has(row)) throw bad(`${where}: row ${row} is not kept`)
       if (merged.has(row)) throw bad(`${where}: row ${row} is merged, too`)
       if (taken.has(row)) throw bad(`${where}: row ${row} moves twice`)
-      if (block.arena !== sequence.arena || block.layer !== undefined)
-        throw bad(`${where}: row ${row} is in another format already`)
+      if (!isAsComputed(sequence, column, row)) throw bad(`${where}: row ${row} is in another format already`)
       taken.add(row)
     }
   }
@@ -103,6 +104,18 @@ function checkMerges(merges: readonly Merge[], kept: ReadonlySet<number>, n: num
   }
   const lost = merges.flatMap((m) => [...m.from]).find((row) => kept.has(row) && !into.has(row))
   if (lost !== undefined) throw bad(`${where} keeps row ${lost}, which it also merges into another`)
+}
+
+/** Sums of rows are made of rows as they were computed, and written over one of them. */
+function checkMerged(sequence: KvSequence, column: Column, merges: readonly Merge[], where: string): void {
+  for (const { into, from } of merges)
+    for (const row of [into, ...from])
+      if (!isAsComputed(sequence, column, row)) throw bad(`${where} merges row ${row}, which is in another format`)
+}
+
+function isAsComputed(sequence: KvSequence, column: Column, row: number): boolean {
+  const { arena, layer } = column.blocks[Math.floor(column.byPosition[row]! / PAGE_CELLS)]!
+  return arena === sequence.arena && layer === undefined
 }
 
 function checkAscending(rows: Int32Array, n: number, where: string): void {

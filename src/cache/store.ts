@@ -567,10 +567,11 @@ export class KvStore implements Disposable {
       const own = s.columns[0]!.blocks.filter((b) => !this.isPageShared(b))
       return Math.floor(own.reduce((sum, b) => sum + this.arenas[b.arena]!.pageBytes, 0) / this.home.pageBytes)
     }
-    let blocks = 0
+    // What other arenas hold is lent by the first.
+    let bytes = 0
     for (const [i, c] of s.columns.entries())
-      for (const b of c.blocks) if (b.arena === 0 && !this.#isShared(s, i, b)) blocks++
-    return Math.floor(blocks / s.columns.length)
+      for (const b of c.blocks) if (!this.#isShared(s, i, b)) bytes += this.arenas[b.arena]!.blockBytes
+    return Math.floor(bytes / this.home.pageBytes)
   }
 
   /**
@@ -609,9 +610,9 @@ export class KvStore implements Disposable {
   /** Where the next rows start, and the blocks [first, last) of a column that they go into. */
   #blocksWritten(s: KvSequence, c: Column, rows: number): { start: number; first: number; last: number } {
     if (rows === 0) return { start: c.end, first: 0, last: 0 }
-    // The rest of a block of another arena is left empty.
+    // The rest of a block of another arena, or of one that is written as a whole, is left empty.
     const b = c.blocks[Math.floor(c.end / PAGE_CELLS)]
-    const start = b && b.arena !== s.arena ? Math.ceil(c.end / PAGE_CELLS) * PAGE_CELLS : c.end
+    const start = b && (b.arena !== s.arena || this.#isSealed(b)) ? Math.ceil(c.end / PAGE_CELLS) * PAGE_CELLS : c.end
     return { start, first: Math.floor(start / PAGE_CELLS), last: Math.ceil((start + rows) / PAGE_CELLS) }
   }
 

@@ -67,7 +67,7 @@ export const evalOptions = (): Option[] => [
   ).argParser(collectList),
   new Option(
     '--budgets <sizes>',
-    `what each of them may keep: fractions of the full cache, 512t for tokens, 64MiB (default: ${BUDGETS.join(',')})`,
+    `what each of them may keep, if it takes a budget: fractions of the full cache, 512t for tokens, 64MiB (default: ${BUDGETS.join(',')})`,
   ).argParser(collectList),
   new Option(
     '--compress-at <moments>',

@@ -163,7 +163,10 @@ export const samplingOptions = (): Option[] => [
     '--policy <name>',
     'what shortens the cache behind the prompt: snapkv, "cake?window=32", ... (default: nothing)',
   ),
-  new Option('--budget <size>', 'what the policy may keep: 0.25 of the full cache, 512 tokens, 64MiB'),
+  new Option(
+    '--budget <size>',
+    'what the policy may keep, if it takes a budget: 0.25 of the full cache, 512 tokens, 64MiB',
+  ),
 ]
 
 /** The part of a request that flags decide. @throws KvasirError INVALID_ARGUMENT for files that cannot be read. */

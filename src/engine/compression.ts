@@ -283,11 +283,15 @@ export class Compression {
   #formatsOf(sequence: KvSequence, column: Column): Uint8Array {
     const { store } = this.#tools
     const ids = this.#formats.map((f) => store.borrower(JSON.stringify(f), () => arenaFor(store, f)))
-    return Uint8Array.from(column.byPosition, (cell) => {
-      const { arena, layer } = column.blocks[Math.floor(cell / PAGE_CELLS)]!
+    const byBlock = column.blocks.map(({ arena, layer }) => {
       if (layer !== undefined) return SHARED
       return arena === sequence.arena ? 0 : ids.indexOf(arena) + 1
     })
+    // Policies ask row after row of the answer: no iterators.
+    const cells = column.byPosition
+    const formats = new Uint8Array(cells.length)
+    for (let i = 0; i < cells.length; i++) formats[i] = byBlock[Math.floor(cells[i]! / PAGE_CELLS)]!
+    return formats
   }
 
   #rowsOf(sequence: KvSequence, layer: number, head: number): HeadRows {

@@ -314,7 +314,10 @@ export class EngineLoop {
       try {
         await work()
       } catch (error) {
-        this.#roster.fail(branch, error)
+        // Those admitted before go on; it comes back when they have ended.
+        const isShort = error instanceof KvasirError && error.code === 'KV_BUDGET'
+        if (isShort && this.#roster.running.some((b) => b.task !== branch.task)) this.#roster.preempt(branch)
+        else this.#roster.fail(branch, error)
       }
       branch.task.policyMs += performance.now() - start
     }

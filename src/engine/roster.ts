@@ -272,13 +272,14 @@ export class Roster {
 
   /**
    * Prefixes that nobody uses make room for so many pages, as far as they can; then, for a task whose plan cannot do without, whoever
-   * else was admitted last.
+   * was admitted after it, the last one first: not those before, or two could turn each other out for ever.
    */
   #makeRoom(pages: number, task?: Task): void {
     const missing = () => pages - this.#store.pools[0]!.freePages
     if (missing() > 0) this.totals.evictedPages += this.#prefixes.evict(missing(), 'growth')
     while (task && missing() > 0) {
-      const victim = this.running.findLast((b) => b.task !== task && b.sequence)
+      const own = this.running.findIndex((b) => b.task === task)
+      const victim = this.running.findLast((b, i) => i > own && b.task !== task && b.sequence)
       if (!victim) return
       this.preempt(victim)
       this.totals.evictedPages += this.#prefixes.evict(missing(), 'growth')

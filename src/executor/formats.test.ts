@@ -200,6 +200,24 @@ describe('rows in other formats', () => {
       await run(b, s, 192, 1)
     }))
 
+  it('count as pages of their own, in whatever arena they are', () =>
+    withBench('f32', async (b) => {
+      const { store } = b
+      const s = store.create(512)
+      await run(b, s, 0, 480)
+      const rows = all(() => range(0, 480))
+      carry(b, s, { kind: 'keep', rows, stored: [{ format: 0, rows }] }, [kivi(4)])
+      const own = store.ownPages(s)
+      assert.equal(own, Math.floor(store.heldBytes(s) / store.home.pageBytes))
+      assert.ok(own >= 2)
+      const before = store.pools[0]!.freePages
+      const fork = store.fork(s, 512)
+      assert.equal(store.ownPages(s), 0)
+      store.free(fork)
+      store.free(s)
+      assert.ok(store.pools[0]!.freePages - before >= own)
+    }))
+
   it('what does not fit is refused, and nothing has changed', () =>
     withBench('f16', async (b) => {
       const { store } = b
@@ -224,6 +242,14 @@ describe('rows in other formats', () => {
       assert.equal(s.layout, 'uniform')
       carry(b, s, plan(range(0, 32)), [kivi(2)])
       refuses(plan(range(31, 64)), /row 31 is in another format already/)
+      const merge = { into: 31, from: Int32Array.of(31, 32), weights: Float32Array.of(0.5, 0.5), mass: 2 }
+      const kept = range(0, 64).filter((i) => i !== 32)
+      const merges: CompressionPlan = {
+        kind: 'keep',
+        rows: all(() => kept),
+        merges: new Array(SHAPE.layers).fill(new Array(SHAPE.kvHeads).fill([merge])),
+      }
+      refuses(merges, /merges row 31, which is in another format/)
     }))
 })
 
@@ -263,5 +289,32 @@ describe('rows that two layers share', () => {
       for (const x of [fork, plain, full, s]) store.free(x)
       checkStore(store, [])
       assert.equal(store.usedBytes, 0)
+    }))
+
+  it('room is made for copies of what a fork still reads', () =>
+    withBench('f16', async (b) => {
+      const { store } = b
+      const s = store.create(512)
+      await run(b, s, 0, N)
+      const fork = store.fork(s, 512)
+      const before = await run(b, fork, N, 1)
+      store.takeBack(fork, 1)
+      const rows = Array.from({ length: SHAPE.kvHeads }, () => range(1, 129))
+      const shared = [{ lower: 0, upper: 1, lowerRows: rows, upperRows: rows, t: 0.6 }]
+      carry(b, s, { kind: 'keep', rows: all(() => range(0, N)), shared })
+      assert.ok(Math.max(...b.makeRoom) >= 4, `room for ${b.makeRoom} pages`)
+      assert.deepEqual(await run(b, fork, N, 1), before)
+      store.free(fork)
+      // What its own two layers share is no reason to turn others out.
+      b.makeRoom.length = 0
+      const more = Array.from({ length: SHAPE.kvHeads }, () => range(129, 193))
+      const rest = [{ lower: 0, upper: 1, lowerRows: more, upperRows: more, t: 0.6 }]
+      carry(b, s, { kind: 'keep', rows: all(() => range(0, N)), shared: rest })
+      assert.deepEqual(
+        b.makeRoom.filter((pages) => pages > 0),
+        [],
+      )
+      store.free(s)
+      checkStore(store, [])
     }))
 })

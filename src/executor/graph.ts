@@ -426,13 +426,10 @@ class Builder {
         const part = this.#part(item, load, i, layer)
         return load.parts[i]!.shifted ? this.#shiftedPart(part, item, load, i, layer) : part
       })
-      const transposed = parts.every((p) => p.valuesTransposed)
-      const lowered = chooseLowering(
-        this.lowering,
-        item.rows,
-        this.model.config.heads / this.model.config.kvHeads,
-        transposed,
-      )
+      // The fused op would first turn and join several parts, row by row.
+      const apart = parts.length > 1 || parts[0]!.valuesTransposed
+      const group = this.model.config.heads / this.model.config.kvHeads
+      const lowered = chooseLowering(this.lowering, item.rows, group, apart)
       const mask = this.#mask(item, load, isWindowed(this.model.config, layer), lowered)
       const inputs = {
         q: item.rows === q.ne[2] ? q : rowsOf3(this.c, q, at, item.rows),
