@@ -66,6 +66,10 @@ export function marginTable({ series, full }: Panel): DataTable {
 /** Of a policy that takes no budget: its options stand in its place. */
 const hasOptions = ({ budget }: Point) => typeof budget === 'string' && !/^\d/.test(budget)
 
+/** Policies that take no budget stand beside those that do when their bytes are no further from it. */
+const MOST_BYTES_OFF = 1.3
+const isNear = (held: number, budget: number) => Math.max(held / budget, budget / held) <= MOST_BYTES_OFF
+
 /** The point whose bytes come nearest. */
 function nearest(points: readonly Point[] | undefined, held: number): Point | undefined {
   return points?.reduce((best, p) => (Math.abs(p.held - held) < Math.abs(best.held - held) ? p : best))
@@ -86,7 +90,7 @@ const signed = (x: number) => {
   return points > 0 ? `+${points}` : points < 0 ? `−${-points}` : '0'
 }
 
-/** Accuracy of each policy in each panel at one budget, or at the bytes nearest to it: what to look at first. */
+/** Accuracy of each policy in each panel at one budget, or with about as many bytes: what to look at first. */
 export function overviewTable(
   panels: readonly Panel[],
   budget: Point['budget'],
@@ -97,7 +101,10 @@ export function overviewTable(
   const accuracyAt = (panel: Panel, policy: string) => {
     if (policy === 'full') return panel.full
     const points = panel.series.find((s) => s.policy === policy)?.points
-    if (points?.some(hasOptions) && typeof budget === 'number') return nearest(points, budget)
+    if (points?.some(hasOptions) && typeof budget === 'number') {
+      const point = nearest(points, budget)
+      return point && isNear(point.held, budget) ? point : null
+    }
     return points?.find((p) => p.budget === budget)
   }
   return {
