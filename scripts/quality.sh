@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes docs/quality anew: accuracy against bytes of every policy, on the house model. About half an hour on two cores; what is
-# in the files already is not run again.
+# Makes docs/quality anew: accuracy against bytes of every policy, on the house model. About an hour on two cores; what is in the
+# files already is not run again.
 set -e
 cd "$(dirname "$0")/.."
 policies=full,random,streaming-llm,h2o,tova,snapkv,pyramidkv,ada-kv,cake,compresskv,razorattention,uncomp,lacache,kvmerger

@@ -194,6 +194,23 @@ describe('policies in the engine', () => {
     })
   }
 
+  it('the map of the cache shows pages of other formats, and those that were lent for them', async () => {
+    const maps: Awaited<ReturnType<LocalEngine['cacheMap']>>[] = []
+    const request = { messages, policy: 'kivi?bits=2&residual=32', maxTokens: 4, ignoreEnd: true } as const
+    for await (const part of engine.generate(request)) if (part.kind === 'token') maps.push(await engine.cacheMap())
+    const map = maps.find(({ arenas }) => arenas.length > 1)
+    assert.ok(map, 'codes were seen')
+    const [home, codes] = map.arenas
+    assert.deepEqual([codes!.keyType, codes!.valueType], ['2 bits', '2 bits'])
+    const count = (states: string, state: string) => [...states].filter((s) => s === state).length
+    const used = codes!.states.length - count(codes!.states, '.')
+    const lent = count(home!.states, 'l')
+    assert.ok(used > 0, 'pages of codes are held')
+    assert.ok(lent * home!.pageBytes >= used * codes!.pageBytes, `${lent} pages are lent for ${used}`)
+    await engine.clearCache()
+    assert.equal(count((await engine.cacheMap()).arenas[0]!.states, 'l'), 0)
+  })
+
   it('a compressed cache is never stored as a prefix: the full answer stays what it was', async () => {
     await engine.clearCache()
     const before = await answer({})

@@ -9,6 +9,7 @@
  * Everything is cleared when made: a masked cell still takes part in products, and 0 x NaN is NaN.
  */
 import { KvasirError, showBytes } from '../contract/errors.ts'
+import { BLOCK_ROWS, type RowType } from '../contract/format.ts'
 import { Buffer } from '../ggml/buffer.ts'
 import { Context } from '../ggml/context.ts'
 import type { Device } from '../ggml/device.ts'
@@ -17,11 +18,21 @@ import { contiguous, type Tensor } from '../ggml/tensor.ts'
 import { GGML_TYPES, type GgmlType, isQuantized, rowBytes } from '../ggml/types.ts'
 
 /** Types that both keys and values can be stored in. */
-export const CACHE_TYPES = ['f16', 'bf16', 'f32', 'q8_0', 'q5_1', 'q5_0', 'q4_1', 'q4_0', 'iq4_nl'] as const
+export const CACHE_TYPES = [
+  'f16',
+  'bf16',
+  'f32',
+  'q8_0',
+  'q5_1',
+  'q5_0',
+  'q4_1',
+  'q4_0',
+  'iq4_nl',
+] as const satisfies readonly RowType[]
 export type CacheType = (typeof CACHE_TYPES)[number]
 
-/** Cells of a page. */
-export const PAGE_CELLS = 32
+/** Cells of a page: the rows of a block. */
+export const PAGE_CELLS = BLOCK_ROWS
 /** Cells are read in whole multiples of this, so that a graph serves many steps; the rest is masked. */
 export const CELL_PADDING = 256
 /** An arena holds a multiple of this many pages. */

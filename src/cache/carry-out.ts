@@ -7,7 +7,7 @@ import type { Runner } from '../ggml/backend.ts'
 import { PAGE_CELLS } from './arena.ts'
 import { checkPlan, type KeepPlan, sameRows } from './check-plan.ts'
 import type { BlockRef, Column } from './column.ts'
-import { arenaFor, closeHoles, moveRows, type RowMove, shareRows } from './reformat.ts'
+import { closeHoles, formatArena, moveRows, type RowMove, shareRows } from './reformat.ts'
 import { mergeRows } from './rows.ts'
 import type { KvSequence, KvStore } from './store.ts'
 
@@ -97,7 +97,7 @@ function movesOf(store: KvStore, sequence: KvSequence, plan: KeepPlan, tools: Ca
   const stored = (plan.stored ?? []).flatMap(({ format, rows, balance }) =>
     rows.flatMap((heads, layer) =>
       heads.map((own, head): RowMove => {
-        const arena = arenaOf(store, tools!.formats[format]!)
+        const arena = formatArena(store, tools!.formats[format]!)
         const positions = positionsOf(layer, head, own)
         const column = layer * kvHeads + head
         return { column, positions, arena, balance: balance?.[layer]?.[head] ?? null, seed: tools!.seed }
@@ -124,10 +124,6 @@ function move(store: KvStore, sequence: KvSequence, { stored, shared }: Moves, t
   if (copies.some((blocks) => blocks > 0)) makeRoom(Math.max(...copies))
   for (const { pair, head, positions } of shared) shareRows(runner(), store, sequence, pair, head, positions)
   for (const i of sequence.columns.keys()) closeHoles(store, sequence, i)
-}
-
-function arenaOf(store: KvStore, format: RowFormat): number {
-  return store.borrower(JSON.stringify(format), () => arenaFor(store, format))
 }
 
 /** Those of `cells` that are not among the kept ones; both in one order. */

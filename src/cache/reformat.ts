@@ -15,22 +15,20 @@ import { sharedDirections } from './directions.ts'
 import { readRows, requantize, writeRows } from './rows.ts'
 import { type KvSequence, type KvStore, tierKey } from './store.ts'
 
-/** An arena without room of its own, for rows in a format. @throws KvasirError INVALID_ARGUMENT, OUT_OF_MEMORY */
-export function arenaFor(store: KvStore, format: RowFormat): Arena | CodeArena {
+/** The arena for rows in a format; its index. @throws KvasirError INVALID_ARGUMENT, OUT_OF_MEMORY */
+export function formatArena(store: KvStore, format: RowFormat): number {
+  return store.borrower(JSON.stringify(format), () => makeArena(store, format))
+}
+
+function makeArena(store: KvStore, format: RowFormat): Arena | CodeArena {
   const { dims, home, device } = store
-  // As large as if all memory were its own.
-  const pagesOf = (pageBytes: number) => Math.floor((home.pages * home.pageBytes) / pageBytes)
-  if (format.kind === 'codes') {
-    return new CodeArena(format, dims, pagesOf(codePageBytes(format, dims)), device)
-  }
+  if (format.kind === 'codes') return new CodeArena(format, dims, store.pagesOfAll(codePageBytes(format, dims)), device)
   const types = {
     keyType: format.keys,
     valueType: format.values,
     valuesTransposed: home.shape.valuesTransposed && !isQuantized(format.values),
   }
-  const most = Math.floor((2 ** 31 - 1) / (dims.headDim * dims.kvHeads * BLOCK_ROWS))
-  const pages = Math.min(most, pagesOf(pageBytes({ ...dims, ...types })))
-  return new Arena({ ...dims, ...types, pages }, device)
+  return new Arena({ ...dims, ...types, pages: store.pagesOfAll(pageBytes({ ...dims, ...types })) }, device)
 }
 
 /** Rows of a column that go to an arena. */
@@ -47,8 +45,8 @@ export interface RowMove {
 interface EncodedRows {
   readonly move: RowMove
   readonly blocks: readonly Readonly<Record<KeysOrValues, EncodedBlock>>[]
-  /** By row. */
-  readonly marks: readonly Readonly<Record<Mark, number>>[]
+  /** [rows] each; those that are missing are 1. */
+  readonly marks: ReadonlyMap<Mark, Float32Array>
 }
 
 /**
@@ -95,13 +93,16 @@ function encodeRows(runner: Runner, store: KvStore, s: KvSequence, move: RowMove
   const keys = encode(rows.keys, format.keys, d, { tier: tier?.keys ?? null, balance, seed })
   const values = encode(rows.values, format.values, d, { tier: tier?.values ?? null, balance: null, seed })
   if (!tier) s.tiers.set(key, { keys: keys.tier, values: values.tier })
-  const marksAt = (cell: number) =>
-    Object.fromEntries(MARKS.map((mark) => [mark, c.marks(mark)?.[cell] ?? 1])) as Record<Mark, number>
-  return {
-    move,
-    blocks: keys.blocks.map((block, i) => ({ keys: block, values: values.blocks[i]! })),
-    marks: cells.map(marksAt),
+  const marks = new Map<Mark, Float32Array>()
+  for (const mark of MARKS) {
+    const own = c.marks(mark)
+    if (own)
+      marks.set(
+        mark,
+        Float32Array.from(cells, (cell) => own[cell]!),
+      )
   }
+  return { move, blocks: keys.blocks.map((block, i) => ({ keys: block, values: values.blocks[i]! })), marks }
 }
 
 function put(store: KvStore, s: KvSequence, { move: { column, positions, arena }, blocks, marks }: EncodedRows): void {
@@ -113,10 +114,8 @@ function put(store: KvStore, s: KvSequence, { move: { column, positions, arena }
     const { page } = c.blocks[first / BLOCK_ROWS + i]!
     into.write(Math.floor(column / kvHeads), column % kvHeads, page, block)
   }
-  for (const [i, position] of positions.entries()) {
-    c.setPosition(first + i, position)
-    for (const mark of MARKS) c.setMark(mark, first + i, marks[i]![mark])
-  }
+  for (const [i, position] of positions.entries()) c.setPosition(first + i, position)
+  for (const [mark, own] of marks) for (const [i, value] of own.entries()) c.setMark(mark, first + i, value)
 }
 
 /**
@@ -132,8 +131,9 @@ export function closeHoles(store: KvStore, sequence: KvSequence, column: number)
 }
 
 /**
- * Makes two layers share one direction for some of their rows, in blocks of the upper one.
- * @throws KvasirError INVALID_ARGUMENT, KV_BUDGET
+ * Makes two layers share one direction for some of their rows, in the upper one's blocks.
+ * @param positions ascending, as many as fill whole blocks, of rows that are in the sequence's own arena
+ * @throws KvasirError INVALID_ARGUMENT, KV_BUDGET where blocks that others hold, too, find no room for their copies
  */
 export function shareRows(
   runner: Runner,
@@ -182,13 +182,12 @@ function moveTo(store: KvStore, s: KvSequence, column: number, positions: ArrayL
   store.drop(s, column, from)
 }
 
-/** Cells of rows by their positions. @throws KvasirError INVALID_ARGUMENT */
+/** Cells of rows by their positions, ascending. @throws KvasirError INVALID_ARGUMENT */
 function cellsAt(c: Column, positions: ArrayLike<number>): number[] {
   const { byPosition } = c
   const out: number[] = []
   let at = 0
   for (let i = 0; i < positions.length; i++) {
-    if (i > 0 && positions[i]! <= positions[i - 1]!) at = 0
     while (at < byPosition.length && c.positions[byPosition[at]!]! < positions[i]!) at++
     if (at === byPosition.length || c.positions[byPosition[at]!] !== positions[i])
       throw new KvasirError('INVALID_ARGUMENT', `no row of position ${positions[i]} is in the column`)

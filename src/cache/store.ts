@@ -9,7 +9,7 @@
 import { KvasirError, showBytes } from '../contract/errors.ts'
 import type { PageId, Range, SequenceId } from '../contract/units.ts'
 import type { Device } from '../ggml/device.ts'
-import { Arena, type ArenaFormat, type CacheDims, PAGE_CELLS } from './arena.ts'
+import { Arena, type ArenaFormat, type CacheDims, CELL_PADDING, PAGE_CELLS } from './arena.ts'
 import type { CodeArena } from './code-arena.ts'
 import { extrasBytes, type Tier } from './codes.ts'
 import { type BlockRef, Column } from './column.ts'
@@ -150,7 +150,15 @@ export class KvStore implements Disposable {
   /** Most pages of an arena that there is room for. */
   mostPages(arena: number): number {
     const { pages, pageBytes } = this.arenas[arena]!
-    return Math.min(pages, Math.floor((this.home.pages * this.home.pageBytes) / pageBytes))
+    return Math.min(pages, this.pagesOfAll(pageBytes))
+  }
+
+  /** As many pages of a size as all memory holds, one at least, but no more than an arena's indices reach. */
+  pagesOfAll(pageBytes: number): number {
+    const { headDim, kvHeads } = this.dims
+    const step = CELL_PADDING / PAGE_CELLS
+    const reach = Math.floor((2 ** 31 - 1) / (headDim * kvHeads * CELL_PADDING)) * step
+    return Math.max(1, Math.min(reach, Math.floor((this.home.pages * this.home.pageBytes) / pageBytes)))
   }
 
   /** Gives the first arena back what it lent and is not used. */

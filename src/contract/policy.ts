@@ -86,7 +86,10 @@ export interface StoredRows {
 export interface SharedRows {
   readonly lower: number
   readonly upper: number
-  /** By KV head: indices of kept rows, the same positions in both layers, stored as they were computed, ascending. */
+  /**
+   * By KV head: indices of kept rows, the same positions in both layers, stored as they were computed, ascending; as many as fill
+   * blocks of 32.
+   */
   readonly lowerRows: readonly Int32Array[]
   readonly upperRows: readonly Int32Array[]
   readonly t: number

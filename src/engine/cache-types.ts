@@ -1,5 +1,5 @@
 /** The types in which a request wants its keys and values cached, and the arena of the store that has them. */
-import { Arena, CACHE_TYPES, CELL_PADDING, PAGE_CELLS, pageBytes } from '../cache/arena.ts'
+import { Arena, CACHE_TYPES, pageBytes } from '../cache/arena.ts'
 import type { KvStore } from '../cache/store.ts'
 import { KvasirError, nearest } from '../contract/errors.ts'
 import type { LoweringName } from '../executor/lower/lowering.ts'
@@ -37,15 +37,8 @@ export function arenaOf(request: CacheTypesRequest, { store, model, lowering }: 
   return store.borrower(`types ${keyType} ${valueType}`, () => {
     const shape = storeShape(model, { keyType, valueType, lowering, cells: 1 }, store.device)
     const format = { ...shape, ...shape.arenas[0]! }
-    return new Arena({ ...format, pages: mostPages(store, pageBytes(format)) }, store.device)
+    return new Arena({ ...format, pages: store.pagesOfAll(pageBytes(format)) }, store.device)
   })
-}
-
-/** As many pages as all memory holds, but no more than an arena's indices reach. */
-function mostPages({ home, dims }: KvStore, pageBytes: number): number {
-  const step = CELL_PADDING / PAGE_CELLS
-  const reach = Math.floor((2 ** 31 - 1) / (dims.headDim * dims.kvHeads * CELL_PADDING)) * step
-  return Math.max(1, Math.min(reach, Math.floor((home.pages * home.pageBytes) / pageBytes)))
 }
 
 function checkType(field: 'cacheTypeK' | 'cacheTypeV', type: string, headDim: number): void {

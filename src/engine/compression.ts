@@ -10,7 +10,7 @@
 import { PAGE_CELLS } from '../cache/arena.ts'
 import { carryOut } from '../cache/carry-out.ts'
 import type { Column } from '../cache/column.ts'
-import { arenaFor } from '../cache/reformat.ts'
+import { formatArena } from '../cache/reformat.ts'
 import { readRows } from '../cache/rows.ts'
 import type { KvSequence, KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
@@ -282,7 +282,7 @@ export class Compression {
   /** Of each row, in the order of positions. */
   #formatsOf(sequence: KvSequence, column: Column): Uint8Array {
     const { store } = this.#tools
-    const ids = this.#formats.map((f) => store.borrower(JSON.stringify(f), () => arenaFor(store, f)))
+    const ids = this.#formats.map((f) => formatArena(store, f))
     const byBlock = column.blocks.map(({ arena, layer }) => {
       if (layer !== undefined) return SHARED
       return arena === sequence.arena ? 0 : ids.indexOf(arena) + 1

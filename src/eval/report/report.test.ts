@@ -11,7 +11,7 @@ import { bootstrap, isClear, marginOf } from './margins.ts'
 import { stylesOf } from './palette.ts'
 import { type AskedRow, panelsOf } from './panels.ts'
 import { drawReport, readReport } from './report.ts'
-import { marginTable } from './tables.ts'
+import { marginTable, overviewTable } from './tables.ts'
 
 const BYTES = 1_000_000
 
@@ -311,5 +311,50 @@ describe('reports', () => {
       )
     refused([row({})], /--policies/)
     refused([...rows, row({ model: 'another' })], /several models: House 5.5M, another/)
+  })
+})
+
+describe('policies that take no budget', () => {
+  const own = (policy: string, held: number, scores: number[]) =>
+    row({ policy, budget: 'own', scores, kv_bytes: held * BYTES })
+  const rows = [
+    row({ scores: [1, 1] }),
+    row({ policy: 'random', budget: 0.25, scores: [0, 0], kv_bytes: 0.27 * BYTES }),
+    own('kivi', 0.42, [1, 1]),
+    own('kivi?bits=2', 0.24, [1, 0]),
+    own('minicache', 0.84, [1, 1]),
+  ]
+  const report = readReport(rows, OPTIONS)
+
+  it('are a curve each, with a point for each of their options', () => {
+    const { series } = report.panels[0]!
+    const points = new Map(series.map((s) => [s.policy, s.points.map((p) => [p.budget, p.held])]))
+    assert.deepEqual(
+      new Map(points.get('kivi')!.map(([budget, held]) => [budget, held])),
+      new Map([
+        ['as it is', 0.42],
+        ['bits=2', 0.24],
+      ]),
+    )
+    assert.deepEqual(report.policies.toSorted(), ['full', 'kivi', 'minicache', 'random'])
+  })
+
+  it('stand beside budgets only where their bytes are near', () => {
+    const table = overviewTable(report.panels, 0.25, ['full', 'random', 'kivi', 'minicache'])
+    assert.deepEqual(
+      table.rows.map((cells) => cells.map((cell) => cell.text)),
+      [
+        ['full', '100 %'],
+        ['random', '0 %'],
+        ['kivi', '50 %'],
+        ['minicache', ''],
+      ],
+    )
+  })
+
+  it('are in no list of budgets', () => {
+    const [command] = report.commands
+    assert.match(command!, /--budgets 0\.25 /)
+    assert.match(command!, /kivi\?bits=2/)
   })
 })

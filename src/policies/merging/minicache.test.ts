@@ -1,10 +1,14 @@
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
 import { describe, it, test } from 'node:test'
 import fc from 'fast-check'
 import type { HeadRows, Observation } from '../../contract/observation.ts'
 import { type CompressionPlan, type ModelDims, type PolicyState, SHARED } from '../../contract/policy.ts'
+import { LocalEngine } from '../../engine/local.ts'
 import { mean, randoms, rows, total } from '../attention.fixture.ts'
+import { definePolicy, registerPolicy } from '../index.ts'
 import { readOptions } from '../options.ts'
+import { type AdjacentCosines, adjacentCosines } from '../parts/directions.ts'
 import { minicache } from './minicache.ts'
 
 type Given = Parameters<typeof readOptions<typeof minicache.options>>[1]
@@ -430,4 +434,24 @@ test('whatever the options: rows wait for less than a buffer, and what is retain
     }),
     { numRuns: 60 },
   )
+})
+
+test('neighbouring layers of the house model are not alike, as the page of the policy says', async () => {
+  await using engine = await LocalEngine.load('house', { contextLength: 2048, threads: 1 })
+  let cosines: AdjacentCosines | undefined
+  registerPolicy(
+    definePolicy({
+      ...{ name: 'measures-layers', family: 'merging', summary: '', paper: null, options: {}, takesBudget: false },
+      observes: () => ({ rows: true }),
+      afterPrefill(seen, { model }) {
+        cosines = adjacentCosines(seen.rows!, model)
+        return { kind: 'keep-all' }
+      },
+    }),
+  )
+  const prompt = readFileSync(new URL('../../../README.md', import.meta.url), 'utf8').slice(0, 2500)
+  for await (const _ of engine.generate({ prompt, policy: 'measures-layers', maxTokens: 1 }));
+  for (const [what, means] of Object.entries(cosines!))
+    for (const [l, mean] of means.entries())
+      assert.ok(Math.abs(mean) < 0.15, `${what} of layers ${l} and ${l + 1}: mean cosine ${mean}`)
 })
