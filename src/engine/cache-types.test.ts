@@ -18,11 +18,6 @@ import type { CacheTypesRequest, GeneratePart, GenerateRequest } from './request
 
 const folder = mkdtempSync(join(tmpdir(), 'kvasir-types-'))
 let natives: Record<string, number>
-before(async () => {
-  process.env['KVASIR_CHECK'] = '1'
-  await loadNative()
-  natives = liveNatives()
-})
 after(() => {
   delete process.env['KVASIR_CHECK']
   rmSync(folder, { recursive: true })
@@ -114,7 +109,11 @@ const fails = (promise: Promise<unknown>, code: ErrorCode, text = /./) =>
 let pageBytes = 0
 /** What each of the questions gets alone in an engine of its own types, and of f16: by types. */
 const alone = new Map<CacheTypesRequest | null, number[][]>()
+// One hook: those of a file run at the same time.
 before(async () => {
+  process.env['KVASIR_CHECK'] = '1'
+  await loadNative()
+  natives = liveNatives()
   for (const own of [null, Q8, Q4, F32]) {
     const options = own ? { keyType: own.cacheTypeK, valueType: own.cacheTypeV } : {}
     await withEngine(options, async (engine) => {
