@@ -1,7 +1,8 @@
 // `npm test [FILTER...]`: all tests of the repository, or those whose path holds one of the words. One process per file. Two
 // files run at a time, most of them on one thread; those that need all cores, or the clock, one at a time.
 import { spawnSync } from 'node:child_process'
-import { readdirSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 const words = process.argv.slice(2).filter((a) => !a.startsWith('-'))
@@ -22,8 +23,19 @@ const groups = [
   { files: files.filter((path) => !ALONE.test(path)), atOnce: 2 },
   { files: files.filter((path) => ALONE.test(path)), atOnce: 1 },
 ]
-for (const { files, atOnce } of groups.filter((g) => g.files.length > 0)) {
-  const flags = ['--import', 'tsx', '--test', `--test-concurrency=${atOnce}`]
-  const { status } = spawnSync(process.execPath, [...flags, ...options, ...files], { stdio: 'inherit' })
-  if (status !== 0) process.exitCode = status ?? 1
-}
+
+// Failures are printed once more at the end, where people and CI look.
+const scratch = mkdtempSync(join(tmpdir(), 'kvasir-test-'))
+const failures = groups
+  .filter((g) => g.files.length > 0)
+  .map(({ files, atOnce }, i) => {
+    const failed = join(scratch, `failures-${i}`)
+    const reporters = [['spec', 'stdout'], ['./scripts/failures.mjs', failed]]
+    const report = reporters.flatMap(([r, to]) => [`--test-reporter=${r}`, `--test-reporter-destination=${to}`])
+    const flags = ['--import', 'tsx', '--test', `--test-concurrency=${atOnce}`, ...report]
+    const { status } = spawnSync(process.execPath, [...flags, ...options, ...files], { stdio: 'inherit' })
+    if (status !== 0) process.exitCode = status ?? 1
+    return readFileSync(failed, 'utf8')
+  })
+rmSync(scratch, { recursive: true })
+if (process.exitCode) console.error(`\nWhat failed:\n\n${failures.join('')}`)

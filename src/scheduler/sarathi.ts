@@ -12,7 +12,7 @@
  *          the common rule of decodes.ts holds
  */
 import type { RequestView, Scheduler, SchedulerOptions, ScheduleState } from '../contract/schedule.ts'
-import { counted, pagesToAdmit, remainingRows, sequencesOf } from './admission.ts'
+import { counted, pagesToAdmit, pagesToDecode, remainingRows, sequencesOf } from './admission.ts'
 import { planDecodes } from './decodes.ts'
 
 /** Pages when the answer is as long as it may be: the prompt's full pages once, what follows for each sequence. */
@@ -32,15 +32,17 @@ export function pagesHeld(r: RequestView, pageTokens: number): number {
   return counted(r, full + copies * Math.ceil((r.computed - full * pageTokens) / pageTokens))
 }
 
-/** Reservations not yet used. */
-function pagesOwed(running: readonly RequestView[], pageTokens: number): number {
-  return running.reduce((n, r) => n + Math.max(0, pagesAtEnd(r, pageTokens) - pagesHeld(r, pageTokens)), 0)
+/** Reservations not yet used; of each decode at least what its next row may take, which copy-on-write can make more. */
+function pagesOwed(state: ScheduleState): number {
+  const { running, pageTokens } = state
+  const next = (r: RequestView) => (r.phase === 'decode' ? pagesToDecode(r, state) : 0)
+  return running.reduce((n, r) => n + Math.max(next(r), pagesAtEnd(r, pageTokens) - pagesHeld(r, pageTokens)), 0)
 }
 
 function admit(state: ScheduleState, options: SchedulerOptions): RequestView[] {
   const admitted: RequestView[] = []
   let sequences = sequencesOf(state.running)
-  let free = state.freePages - pagesOwed(state.running, state.pageTokens)
+  let free = state.freePages - pagesOwed(state)
   for (const r of state.waiting) {
     sequences += r.samples
     free -= pagesAtEnd(r, state.pageTokens)
