@@ -30,7 +30,10 @@ const failures = groups
   .filter((g) => g.files.length > 0)
   .map(({ files, atOnce }, i) => {
     const failed = join(scratch, `failures-${i}`)
-    const reporters = [['spec', 'stdout'], ['./scripts/failures.mjs', failed]]
+    const reporters = [
+      ['spec', 'stdout'],
+      ['./scripts/failures.mjs', failed],
+    ]
     const report = reporters.flatMap(([r, to]) => [`--test-reporter=${r}`, `--test-reporter-destination=${to}`])
     const flags = ['--import', 'tsx', '--test', `--test-concurrency=${atOnce}`, ...report]
     const { status } = spawnSync(process.execPath, [...flags, ...options, ...files], { stdio: 'inherit' })
