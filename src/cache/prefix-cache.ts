@@ -15,6 +15,7 @@ import { PAGE_CELLS } from './arena.ts'
 import type { BlockRef } from './column.ts'
 import { blockHashes, type CacheIdentity, identityRoot } from './identity.ts'
 import { checkPrefixIndex, PrefixIndex, type PrefixNode, type StoredBlock } from './prefix-index.ts'
+import { rotationName } from './rotation.ts'
 import { readSession, writeSession } from './session-file.ts'
 import type { KvSequence, KvStore } from './store.ts'
 import { DiskTier } from './tiers/disk.ts'
@@ -102,8 +103,9 @@ export class PrefixCache {
   #formatOf(arena: number): CacheIdentity['kv'] {
     const { kv } = this.#identity
     if (arena === 0) return kv
-    const { keyType: keys, valueType: values, valuesTransposed } = this.#store.rowArena(arena).shape
-    return { keys, values, layout: `${kv.layout}; ${valuesTransposed ? 'transposed' : 'rows'}` }
+    const { shape } = this.#store.rowArena(arena)
+    const own = `${shape.valuesTransposed ? 'transposed' : 'rows'} ${rotationName(shape)}`
+    return { keys: shape.keyType, values: shape.valueType, layout: `${kv.layout}; ${own}` }
   }
 
   /** Adds the names of the blocks of `tokens` that are full and have none yet. */

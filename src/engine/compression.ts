@@ -11,6 +11,7 @@ import { PAGE_CELLS } from '../cache/arena.ts'
 import { carryOut } from '../cache/carry-out.ts'
 import type { Column } from '../cache/column.ts'
 import { formatArena } from '../cache/reformat.ts'
+import { rotate, rotationOf } from '../cache/rotation.ts'
 import { readRows } from '../cache/rows.ts'
 import type { KvSequence, KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
@@ -297,7 +298,11 @@ export class Compression {
   #rowsOf(sequence: KvSequence, layer: number, head: number): HeadRows {
     const { store, runner, model } = this.#tools
     const cells = sequence.column(layer, head, model.kvHeads).byPosition
-    return readRows(runner(), store, sequence, layer, head, [...cells])
+    const { keys, values } = readRows(runner(), store, sequence, layer, head, [...cells])
+    const rotation = rotationOf(store.rowArena(sequence.arena).shape)
+    if (rotation.keys) rotate(keys, model.headDim)
+    if (rotation.values) rotate(values, model.headDim)
+    return { keys, values }
   }
 
   #state(sequence: KvSequence, seen: number): PolicyState {

@@ -1,6 +1,7 @@
 /** What a loaded engine is: for people, and for the names of its cached blocks. */
 import { PAGE_CELLS } from '../cache/arena.ts'
 import { type CacheIdentity, fileDigest } from '../cache/identity.ts'
+import { rotationName } from '../cache/rotation.ts'
 import type { KvStore } from '../cache/store.ts'
 import type { Model } from '../model/model.ts'
 import { ChatTemplate } from '../model/template/template.ts'
@@ -51,7 +52,8 @@ export async function modelDigest({ file }: Model): Promise<string> {
 /** What cached rows depend on. Vocabulary and merges are in the model's file: one digest serves both. */
 export function identityOf({ config }: Model, store: KvStore, o: CompleteOptions, digest: string): CacheIdentity {
   const { keyType, valueType, valuesTransposed } = store.home.shape
-  const layout = `page${PAGE_CELLS} ${valuesTransposed ? 'transposed' : 'rows'} ${o.lowering}`
+  const rows = `${valuesTransposed ? 'transposed' : 'rows'} ${rotationName(store.home.shape)}`
+  const layout = `page${PAGE_CELLS} ${rows} ${o.lowering}`
   return {
     model: digest,
     tokenizer: digest,

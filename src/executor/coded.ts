@@ -1,14 +1,16 @@
 /**
- * Rows in codes as attention reads them: unpacked, scaled back, corrected. All by ggml ops, through f32 numbers that live as long as
- * one layer's attention: memory that is read for a step, not kept.
+ * Rows in codes as attention reads them: unpacked, and, where it cannot do with the codes (`lower/blocks.ts`), scaled back and
+ * corrected. All by ggml ops, through f32 numbers that live as long as one layer's attention: memory that is read for a step, not kept.
  */
-import { PAGE_CELLS } from '../cache/arena.ts'
+import { type Arena, PAGE_CELLS } from '../cache/arena.ts'
 import type { BlockExtras, CodeArena, KeysOrValues } from '../cache/code-arena.ts'
 import type { CodeExtras } from '../cache/codes.ts'
 import type { BlockRef } from '../cache/column.ts'
+import type { Codes } from '../contract/format.ts'
 import type { Context } from '../ggml/context.ts'
 import * as ops from '../ggml/ops/index.ts'
 import type { Tensor } from '../ggml/tensor.ts'
+import { type CodedRows, isCoded, numbersOf } from './lower/blocks.ts'
 import type { KvPart } from './lower/lowering.ts'
 import type { Load, PlacedItem } from './place.ts'
 
@@ -103,82 +105,82 @@ export function readCodes(c: Context, arena: CodeArena, input: CodedInput): KvPa
   const keys = read(c, arena, 'keys', input)
   const values = read(c, arena, 'values', input)
   return {
-    ...{ keys: keys.numbers, keysTransposed: keys.isTransposed },
+    ...{ keys: keys.rows, keysTransposed: keys.isTransposed },
     ...(keys.scale ? { keyScale: keys.scale } : {}),
     ...(keys.base ? { keyBase: keys.base } : {}),
-    ...{ values: values.numbers, valuesTransposed: values.isTransposed },
+    // The weights of values belong to rows, and so must their groups.
+    values: isCoded(values.rows) && values.rows.by === 'channel' ? numbersOf(c, values.rows) : values.rows,
+    valuesTransposed: values.isTransposed,
     ...(values.scale ? { valueScale: values.scale } : {}),
   }
 }
 
 interface Read {
-  /** f32 [d, n, Hkv], or [n, d, Hkv] when transposed. */
-  readonly numbers: Tensor
+  /** Codes, or f32 [d, n, Hkv], [n, d, Hkv] when transposed. */
+  readonly rows: Tensor | CodedRows
   readonly isTransposed: boolean
   /** f32 [d, 1, Hkv]: what is left to be done with each channel. */
   readonly scale: Tensor | null
   readonly base: Tensor | null
 }
 
-/** Groups by token leave rows fastest, and so they stay: to turn them costs more than all else. */
 function read(c: Context, arena: CodeArena, what: KeysOrValues, input: CodedInput): Read {
   const { scale, base, lowRank, outliers } = input[what]
   const isTransposed = arena.format[what].groups.by === 'token'
   const floats = (t: Tensor | null) => t && ops.cast(c, t, 'f32')
   const [channelScale, channelBase] = [floats(scale), floats(base)]
-  let x = scaledBack(c, arena, what, input) // [d, 32, P, Hkv], or [32, d, P, Hkv]
+  const rows = codedRows(c, arena, what, input)
   // Values have no base of their own that the lowerings know, and corrections come behind both.
-  const isFolded = !lowRank && !outliers && !(what === 'values' && channelBase)
-  if (!isFolded) {
-    const [d, , Hkv] = (channelScale ?? channelBase)?.ne ?? [0, 0, 0]
-    const shape = isTransposed ? ([1, d, 1, Hkv] as const) : ([d, 1, 1, Hkv] as const)
-    if (channelScale) x = ops.mul(c, x, ops.reshape(c, channelScale, ...shape))
-    if (channelBase) x = ops.add(c, x, ops.reshape(c, channelBase, ...shape))
-    if (lowRank) x = ops.add(c, x, lowRankOf(c, lowRank, isTransposed))
-  }
-  const [P, heads] = [x.ne[2], x.ne[3]]
-  const inRows = isTransposed
-    ? ops.reshape(c, ops.cont(c, ops.permute(c, x, 0, 2, 1, 3)), PAGE_CELLS * P, x.ne[1], heads)
-    : ops.reshape(c, x, x.ne[0], PAGE_CELLS * P, heads)
-  return {
-    numbers: outliers ? exact(c, inRows, outliers) : inRows,
-    isTransposed,
-    scale: isFolded ? channelScale : null,
-    base: isFolded ? channelBase : null,
-  }
+  if (!lowRank && !outliers && !(what === 'values' && channelBase))
+    return { rows, isTransposed, scale: channelScale, base: channelBase }
+  let x = isCoded(rows) ? numbersOf(c, rows) : rows
+  const [d, , Hkv] = (channelScale ?? channelBase)?.ne ?? [0, 0, 0]
+  const shape = isTransposed ? ([1, d, Hkv] as const) : ([d, 1, Hkv] as const)
+  if (channelScale) x = ops.mul(c, x, ops.reshape(c, channelScale, ...shape))
+  if (channelBase) x = ops.add(c, x, ops.reshape(c, channelBase, ...shape))
+  if (lowRank) x = ops.add(c, x, lowRankOf(c, lowRank, isTransposed))
+  return { rows: outliers ? exact(c, x, outliers) : x, isTransposed, scale: null, base: null }
 }
 
-/** A B^T, f32 [d, 32, P, Hkv], or [32, d, P, Hkv]. */
+/** A B^T, f32 [d, n, Hkv], or [n, d, Hkv]. */
 function lowRankOf(c: Context, { a, b }: NonNullable<ExtraInputs['lowRank']>, isTransposed: boolean): Tensor {
+  const [, , P, heads] = a.ne
   const [inner, outer] = (isTransposed ? [a, b] : [b, a]).map((t) => ops.transpose(c, ops.cast(c, t, 'f32')))
   // As outer products: so short a row is no work for a matrix product.
-  return ops.outProd(c, ops.cont(c, inner!), outer!)
+  const product = ops.outProd(c, ops.cont(c, inner!), outer!) // [d, 32, P, Hkv], or [32, d, P, Hkv]
+  if (!isTransposed) return ops.reshape(c, product, product.ne[0], PAGE_CELLS * P, heads)
+  return ops.reshape(c, ops.cont(c, ops.permute(c, product, 0, 2, 1, 3)), PAGE_CELLS * P, product.ne[1], heads)
 }
 
-/** Codes by the parameters of their groups, f32 [d, 32, P, Hkv]; with groups by token [32, d, P, Hkv]. */
-function scaledBack(c: Context, arena: CodeArena, what: KeysOrValues, input: CodedInput): Tensor {
-  const { layer, load, part, pages } = input
+/** Groups of channels in a row of an arena of codes, keys and values together; of other arenas none. */
+export function channelGroups(arena: CodeArena | Arena): number {
+  if (arena.kind !== 'codes') return 0
+  const of = ({ groups }: Codes) => (groups.by === 'token' ? arena.dims.headDim / groups.size : 1)
+  return of(arena.format.keys) + of(arena.format.values)
+}
+
+/** Codes and the parameters of their groups; groups by tier have none in the blocks: f32 [d, n, Hkv] then. */
+function codedRows(c: Context, arena: CodeArena, what: KeysOrValues, input: CodedInput): Tensor | CodedRows {
+  const { layer, pages } = input
   const { headDim: d } = arena.dims
-  const source = load.parts[part]!
-  const { planes, params } = arena.coded((source.kind === 'gather' ? source.layer : undefined) ?? layer, what)
+  const { planes, params } = arena.coded(layer, what)
   const [low, high] = planes.map((plane) => ops.getRows(c, plane, pages)) // f32 [32 d, P, Hkv]
   const y = high ? ops.add(c, low!, ops.scale(c, high, 4)) : low!
   const { groups } = arena.format[what]
   const [P, heads] = [pages.ne[0], pages.ne[1]]
-  if (!params) return ops.reshape(c, y, d, PAGE_CELLS, P, heads)
-  const numbers = ops.getRows(c, params, pages) // f32 [params, P, Hkv]
-  const half = numbers.ne[0] / 2
-  if (groups.by === 'token') {
-    const perRow = d / groups.size
-    const codes = ops.reshape(c, y, PAGE_CELLS, groups.size, perRow, P * heads)
-    const strides = [numbers.nb[1], PAGE_CELLS * numbers.nb[0], numbers.nb[1]]
-    const of = (from: number) => ops.view(c, numbers, [PAGE_CELLS, 1, perRow, P * heads], strides, from * numbers.nb[0])
-    return ops.reshape(c, ops.add(c, ops.mul(c, codes, of(0)), of(half)), PAGE_CELLS, d, P, heads)
+  if (!params || groups.by === 'tier') return ops.reshape(c, y, d, PAGE_CELLS * P, heads)
+  const numbers = ops.getRows(c, params, pages) // f32 [scales and bases, P, Hkv]
+  const half = (numbers.ne[0] / 2) * numbers.nb[0]
+  const of = (rows: number, columns: number, from: number) =>
+    ops.view(c, numbers, [rows, columns, P, heads], [rows * numbers.nb[0], numbers.nb[1], numbers.nb[2]], from)
+  if (groups.by === 'channel') {
+    const codes = ops.reshape(c, y, d, PAGE_CELLS, P, heads)
+    return { by: 'channel', codes, scale: of(d, 1, 0), base: of(d, 1, half) }
   }
-  const codes = ops.reshape(c, y, d, PAGE_CELLS, P, heads)
-  const of = (from: number) =>
-    ops.view(c, numbers, [d, 1, P, heads], [numbers.nb[1], numbers.nb[1], numbers.nb[2]], from * numbers.nb[0])
-  return ops.add(c, ops.mul(c, codes, of(0)), of(half))
+  const codes = ops.reshape(c, y, PAGE_CELLS, d, P, heads)
+  const perRow = d / groups.size
+  const [scale, base] = [of(PAGE_CELLS, perRow, 0), of(PAGE_CELLS, perRow, half)]
+  return { by: 'token', size: groups.size, codes, scale, base }
 }
 
 /** Outliers in their places of x, [d, n, Hkv] or [n, d, Hkv]. */
@@ -194,8 +196,7 @@ export function feedCoded(input: CodedInput, load: Load, arena: CodeArena, first
   const { headDim: d } = arena.dims
   const pages = new Int32Array(P * heads)
   const extras: (BlockExtras | undefined)[] = new Array(P * heads)
-  const source = load.parts[input.part]!
-  const layer = (source.kind === 'gather' ? source.layer : undefined) ?? input.layer
+  const { layer } = input
   for (let h = 0; h < heads; h++)
     for (let s = 0; s < P; s++) {
       const block = load.slots[h]![firstSlot + s]!

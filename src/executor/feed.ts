@@ -4,6 +4,7 @@
  */
 import { PAGE_CELLS } from '../cache/arena.ts'
 import type { CodeArena } from '../cache/code-arena.ts'
+import { hadamardMatrix } from '../cache/rotation.ts'
 import type { KvStore } from '../cache/store.ts'
 import { fromFloats } from '../ggml/numbers.ts'
 import type { Tensor } from '../ggml/tensor.ts'
@@ -62,8 +63,17 @@ export function feed(g: StepGraph, step: PlacedStep, store: KvStore, config: Mod
   for (const s of g.rowScales) feedRowScales(s, now(s.item), config)
   for (const shift of g.shifts) set(shift.tensor, shiftsOf(shift, now(shift.item), config))
   for (const mask of g.masks) if (mask.tensor.hasMemory) mask.tensor.set(maskBits(mask, now(mask.item), config))
+  if (g.rotation) set(g.rotation, matrixOf(g.rotation.ne[0]))
   if (g.ones) set(g.ones, new Float32Array(g.ones.elements).fill(1))
   if (g.outputRows) set(g.outputRows, outputRows(step, config, g.outputs))
+}
+
+const matrices = new Map<number, Float32Array>()
+
+function matrixOf(size: number): Float32Array {
+  const known = matrices.get(size) ?? hadamardMatrix(size)
+  matrices.set(size, known)
+  return known
 }
 
 function set(tensor: Tensor, data: Int32Array | Float32Array): void {

@@ -7,6 +7,7 @@
  */
 import { PAGE_CELLS } from '../cache/arena.ts'
 import type { CodeArena, KeysOrValues } from '../cache/code-arena.ts'
+import { rotationSize } from '../cache/rotation.ts'
 import type { KvStore } from '../cache/store.ts'
 import { Context } from '../ggml/context.ts'
 import { Graph } from '../ggml/graph.ts'
@@ -15,10 +16,10 @@ import type { Tensor } from '../ggml/tensor.ts'
 import { type Attend, Build } from '../model/build.ts'
 import { isWindowed, ropeOf } from '../model/config.ts'
 import type { Model } from '../model/model.ts'
-import { type CodedInput, codedInput, type ExtrasShape, readCodes } from './coded.ts'
+import { type CodedInput, channelGroups, codedInput, type ExtrasShape, readCodes } from './coded.ts'
 import { chooseLowering } from './lower/choose.ts'
 import { plainKeys } from './lower/flash.ts'
-import type { KvPart, Lowering, LoweringName } from './lower/lowering.ts'
+import type { KvPart, Lowering, LoweringName, PlainPart } from './lower/lowering.ts'
 import { Observer, TENSORS_PER_BLOCK } from './observe/build.ts'
 import { ObservationReader } from './observe/read.ts'
 import { OBSERVED_ROWS, observedBlocks } from './observe/wanted.ts'
@@ -26,7 +27,7 @@ import { type GatherPart, type Load, type PlacedItem, type PlacedStep, partCells
 
 /** Upper bounds of what a layer, an item in a layer, and everything around the layers add to a context. */
 const TENSORS_PER_LAYER = 64
-const TENSORS_PER_ITEM = 72
+const TENSORS_PER_ITEM = 84
 const TENSORS_AROUND = 64
 
 /** Capacity of the graph of a step, without observations. */
@@ -34,14 +35,16 @@ export function graphNodes(layers: number, items: number): number {
   return layers * (TENSORS_PER_LAYER + items * TENSORS_PER_ITEM) + TENSORS_AROUND + 16 * items
 }
 
-/** What a part in codes, or scaled row by row, adds, in the layers that it is read in. */
+/** What a part in codes, or scaled row by row, adds, in the layers that it is read in, and what each group of channels adds to that. */
 const TENSORS_PER_SPECIAL_PART = 96
+const TENSORS_PER_GROUP = 80
 
-function specialNodes(step: PlacedStep): number {
+function specialNodes(step: PlacedStep, store: KvStore): number {
   const special = step.items.flatMap((p) =>
     p.loads.flatMap((l) => l.parts.filter((x) => x.kind === 'gather' && (x.codes || x.layer !== undefined))),
   )
-  return TENSORS_PER_SPECIAL_PART * special.length
+  const groups = special.reduce((sum, { arena }) => sum + channelGroups(store.arenas[arena]!), 0)
+  return TENSORS_PER_SPECIAL_PART * special.length + TENSORS_PER_GROUP * groups
 }
 
 /** What the observations of a step add to that. */
@@ -134,6 +137,8 @@ export interface StepGraph {
   readonly hidden: ReadonlyMap<number, Tensor>
   /** Rotated queries that were asked for, f32 [d, H, T], by the first row of their item, layer after layer. */
   readonly queries: ReadonlyMap<number, readonly Tensor[]>
+  /** f32 [n, n]: the rotation of quantised rows; null: there are none. */
+  readonly rotation: Tensor | null
   /** f32, all 1, for observations; null: not used. */
   readonly ones: Tensor | null
   readonly observations: ObservationReader
@@ -156,7 +161,7 @@ interface Active {
 
 export function buildGraph(model: Model, store: KvStore, step: PlacedStep, lowering: LoweringName): StepGraph {
   const { layers } = model.config
-  const nodes = graphNodes(layers, step.items.length) + observationNodes(layers, step) + specialNodes(step)
+  const nodes = graphNodes(layers, step.items.length) + observationNodes(layers, step) + specialNodes(step, store)
   const c = new Context({ tensors: nodes, graphNodes: 2 * nodes })
   try {
     return new Builder(c, model, store, step, lowering).build()
@@ -177,6 +182,7 @@ class Builder {
   readonly positions: Tensor
   readonly cells: Tensor
   readonly elements: Tensor | null
+  readonly rotation: Tensor | null
   readonly rowInputs: { item: PlacedItem; tensor: Tensor }[] = []
   readonly raggedStores: { item: PlacedItem; layer: number; rows: Tensor; elements: Tensor | null }[] = []
   readonly gathers: GatherInput[] = []
@@ -204,6 +210,9 @@ class Builder {
     this.cells = c.tensor('i32', T).asInput()
     const scattered = this.#scattered.reduce((sum, p) => sum + p.rows, 0)
     this.elements = scattered ? c.tensor('i32', this.#perRow * scattered).asInput() : null
+    const rotates = step.items.some((p) => p.rotation.keys || p.rotation.values)
+    const size = rotationSize(model.config.headDim)
+    this.rotation = rotates ? c.tensor('f32', size, size).asInput() : null
     const observes = step.items.some((p) => p.item.outputs.observe) && model.device.kind === 'cpu'
     const ones = observes ? c.tensor('f32', 1, OBSERVED_ROWS, model.config.heads).asInput() : null
     this.observer = new Observer(c, this.graph, ones)
@@ -300,6 +309,7 @@ class Builder {
       normed,
       hidden: this.hidden,
       queries: this.queries,
+      rotation: this.rotation,
       ones: this.observer.ones,
       observations: new ObservationReader(this.observer.layers),
       logitsRoom: new Float32Array(logits?.elements ?? 0),
@@ -431,21 +441,26 @@ class Builder {
       const group = this.model.config.heads / this.model.config.kvHeads
       const lowered = chooseLowering(this.lowering, item.rows, group, apart)
       const mask = this.#mask(item, load, isWindowed(this.model.config, layer), lowered)
-      const inputs = {
-        q: item.rows === q.ne[2] ? q : rowsOf3(this.c, q, at, item.rows),
-        parts,
-        scale,
-        softcap: this.model.config.attentionSoftcap,
-      }
-      if (item.item.outputs.queries) this.#keepQueries(item, inputs.q)
+      const own = item.rows === q.ne[2] ? q : rowsOf3(this.c, q, at, item.rows)
+      if (item.item.outputs.queries) this.#keepQueries(item, own)
+      const { keys, values } = item.rotation
+      const { attentionSoftcap: softcap } = this.model.config
+      const inputs = { q: keys ? this.#rotated(own) : own, parts, scale, softcap }
       const { out, probabilities } = lowered.attend(this.c, { ...inputs, mask: mask.lowered })
       if (item.item.outputs.observe) this.observer.observe({ ...inputs, mask: mask.tensor, item, load, probabilities })
-      return out
+      return values ? this.#rotated(out) : out
     })
     // Rows of padding attend to nothing; any finite numbers will do in their place.
     const { rows, padding } = this.step
     if (padding) outs.push(ops.cont(this.c, rowsOf3(this.c, q, rows, padding), q.ne[0] * q.ne[1], padding))
     return this.#join(outs, 1)
+  }
+
+  /** Each head's numbers rotated, f32 [d, ...] or [d * H, T]. */
+  #rotated(x: Tensor): Tensor {
+    const size = this.rotation!.ne[0]
+    const vectors = ops.reshape(this.c, x.isContiguous ? x : ops.cont(this.c, x), size, x.elements / size)
+    return ops.reshape(this.c, ops.hadamard(this.c, this.rotation!, vectors), ...x.ne)
   }
 
   /** Brings out the queries q f32 [d, H, T] of an item in one layer. */
@@ -458,14 +473,16 @@ class Builder {
   /** Stores the keys of neighbours in one arena by one op, and the values likewise or piece by piece. */
   #storeUniform(layer: number, k: Tensor, v: Tensor): void {
     const uniform = this.#active.filter((a) => !a.item.ragged && a.item.stored)
-    for (const group of neighbours(uniform, (a) => String(a.item.arena))) {
+    const kind = ({ item: { arena, rotation } }: Active) => `${arena} ${rotation.keys} ${rotation.values}`
+    for (const group of neighbours(uniform, kind)) {
       const { item, at } = group[0]!
       const rows = group.reduce((sum, a) => sum + a.item.rows, 0)
       const arena = this.store.rowArena(item.arena)
       const cells = this.#inputView('cells', this.cells, item.first, item.first + rows)
-      const own = (t: Tensor) => (rows === t.ne[2] ? t : rowsOf3(this.c, t, at, rows))
-      this.graph.expand(this.#storeRows(arena.keys(layer), own(k), cells))
-      if (!arena.shape.valuesTransposed) this.graph.expand(this.#storeRows(arena.values(layer), own(v), cells))
+      const own = (t: Tensor, isRotated: boolean) => this.#ownRows(t, at, rows, isRotated)
+      const { keys, values } = item.rotation
+      this.graph.expand(this.#storeRows(arena.keys(layer), own(k, keys), cells))
+      if (!arena.shape.valuesTransposed) this.graph.expand(this.#storeRows(arena.values(layer), own(v, values), cells))
     }
     const transposed = uniform.filter((a) => this.#transposed(a.item.arena))
     for (const a of transposed) if (a.item.pieces) this.#storePieces(layer, a, v)
@@ -483,16 +500,23 @@ class Builder {
     }
   }
 
+  /** Rows of keys or values [d, Hkv, T] as they are stored. */
+  #ownRows(t: Tensor, at: number, rows: number, isRotated: boolean): Tensor {
+    const own = rows === t.ne[2] ? t : rowsOf3(this.c, t, at, rows)
+    return isRotated ? this.#rotated(own) : own
+  }
+
   #storeRagged(layer: number, { item, at }: Active, k: Tensor, v: Tensor): void {
     const arena = this.store.rowArena(item.arena)
     const { kvHeads } = this.model.config
     const rows = this.c.tensor('i32', item.rows, kvHeads).asInput()
     const elements = arena.shape.valuesTransposed ? this.c.tensor('i32', this.#perRow * item.rows).asInput() : null
     this.raggedStores.push({ item, layer, rows, elements })
-    const own = (t: Tensor) => (item.rows === t.ne[2] ? t : rowsOf3(this.c, t, at, item.rows))
-    this.graph.expand(this.#storeRows(arena.keys(layer), own(k), rows))
-    if (elements) this.graph.expand(this.#storeElements(arena.values(layer), own(v), elements))
-    else this.graph.expand(this.#storeRows(arena.values(layer), own(v), rows))
+    const keys = this.#ownRows(k, at, item.rows, item.rotation.keys)
+    const values = this.#ownRows(v, at, item.rows, item.rotation.values)
+    this.graph.expand(this.#storeRows(arena.keys(layer), keys, rows))
+    if (elements) this.graph.expand(this.#storeElements(arena.values(layer), values, elements))
+    else this.graph.expand(this.#storeRows(arena.values(layer), values, rows))
   }
 
   /** k f32 [d, Hkv, T] into rows `cells` of [d, cells, Hkv]. */
@@ -528,11 +552,10 @@ class Builder {
         valuesTransposed: arena.shape.valuesTransposed,
       }
     }
-    const from = part.layer ?? layer
-    const read = part.codes
-      ? this.#codedPart(item, load, index, layer, part.codes)
-      : this.#gathered(item, load, index, from)
-    return part.layer === undefined ? read : this.#scaled(read, item, load, index)
+    if (part.codes) return this.#codedPart(item, load, index, layer, part.codes)
+    // Layers only share rows that are numbers.
+    const rows = this.#gathered(item, load, index, part.layer ?? layer)
+    return part.layer === undefined ? rows : this.#scaled(rows, item, load, index)
   }
 
   #codedPart(
@@ -552,22 +575,22 @@ class Builder {
   }
 
   /** Each row's key and value times numbers of its own. */
-  #scaled(read: KvPart, item: PlacedItem, load: Load, part: number): KvPart {
+  #scaled({ keys: k, values: v, valuesTransposed }: PlainPart, item: PlacedItem, load: Load, part: number): KvPart {
     const n = partCells(load.parts[part]!)
     const { kvHeads } = this.model.config
     const keys = this.c.tensor('f32', 1, n, kvHeads).asInput()
     const values = this.c.tensor('f32', n * kvHeads).asInput()
     this.rowScales.push({ item, load, part, keys, values })
-    const shape = read.valuesTransposed ? ([n, 1, kvHeads] as const) : ([1, n, kvHeads] as const)
+    const shape = valuesTransposed ? ([n, 1, kvHeads] as const) : ([1, n, kvHeads] as const)
     return {
-      keys: ops.mul(this.c, read.keys, keys),
-      values: ops.mul(this.c, read.values, ops.reshape(this.c, values, ...shape)),
-      valuesTransposed: read.valuesTransposed,
+      keys: ops.mul(this.c, k, keys),
+      values: ops.mul(this.c, v, ops.reshape(this.c, values, ...shape)),
+      valuesTransposed,
     }
   }
 
   /** Rows of layer `layer` by index. */
-  #gathered(item: PlacedItem, load: Load, index: number, layer: number): KvPart {
+  #gathered(item: PlacedItem, load: Load, index: number, layer: number): PlainPart {
     const part = load.parts[index]! as GatherPart
     const arena = this.store.rowArena(part.arena)
     const { valuesTransposed } = arena.shape
@@ -582,9 +605,9 @@ class Builder {
   }
 
   #shiftedPart(part: KvPart, item: PlacedItem, load: Load, index: number, layer: number): KvPart {
-    const { values, valuesTransposed, valueScale } = part
+    const { keys: _, keysTransposed, keyScale, keyBase, ...values } = part
     const keys = this.#shifted(plainKeys(this.c, part), item, load, index, layer)
-    return { keys, values, valuesTransposed, ...(valueScale ? { valueScale } : {}) }
+    return { ...values, keys }
   }
 
   /** Keys [d, n, Hkv] rotated from their rows' positions on to their places in the cache. */
@@ -596,10 +619,11 @@ class Builder {
       this.shifts.push(input)
     }
     const floats = keys.type === 'f32' && keys.isContiguous ? keys : ops.cast(this.c, keys, 'f32')
-    const rows = ops.reshape(this.c, floats, d, 1, n * Hkv)
+    const isRotated = item.rotation.keys
+    const rows = ops.reshape(this.c, isRotated ? this.#rotated(floats) : floats, d, 1, n * Hkv)
     const { config, ropeFactors } = this.model
     const turned = ops.rope(this.c, rows, input.tensor, ropeFactors, turnOf(ropeOf(config, layer)))
-    return ops.reshape(this.c, turned, d, n, Hkv)
+    return ops.reshape(this.c, isRotated ? this.#rotated(turned) : turned, d, n, Hkv)
   }
 
   #gather(item: PlacedItem, load: Load, part: number): GatherInput {

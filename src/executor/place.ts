@@ -9,6 +9,7 @@
 import { CELL_PADDING, PAGE_CELLS } from '../cache/arena.ts'
 import type { KeysOrValues } from '../cache/code-arena.ts'
 import type { BlockRef, Column, Mark, Run } from '../cache/column.ts'
+import { type Rotation, rotationOf } from '../cache/rotation.ts'
 import type { KvSequence, KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
 import type { WorkItem } from '../contract/work-item.ts'
@@ -90,6 +91,8 @@ export interface PlacedItem {
   readonly stored: boolean
   /** Arena that they are stored in. */
   readonly arena: number
+  /** How they are stored, and the rows that they attend to. */
+  readonly rotation: Rotation
   /** Not null: transposed values are stored by these, without an index. */
   readonly pieces: readonly StorePiece[] | null
   /** Logical cell of each row in each column that it is stored in: [columns][rows]; without rows when they are not. */
@@ -167,6 +170,7 @@ function place(item: WorkItem, index: number, store: KvStore, reads: Reads): Pla
     shifted: loads.some((load) => load.parts.some((part) => part.shifted)),
     stored,
     arena,
+    rotation: rotationOf(store.rowArena(sequence.arena).shape),
     cells,
     pieces: asBlocks ? piecesOf(sequence.columns[0]!, cells[0]!) : null,
     loads,
@@ -384,7 +388,7 @@ function keyOf(p: PlacedItem): string {
     item.outputs.hidden ? 'h' : '',
     item.outputs.queries ? 'q' : '',
     item.outputs.normed?.length ?? 0,
-    `${p.ragged ? 'r' : 'u'}${p.arena}`,
+    `${p.ragged ? 'r' : 'u'}${p.arena}${p.rotation.keys ? 'K' : ''}${p.rotation.values ? 'V' : ''}`,
     p.stored ? store : 'k',
     observedKey(item.outputs.observe),
     p.loads.map(parts).join('/'),

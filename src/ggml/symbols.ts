@@ -91,6 +91,7 @@ export const BASE = {
   ggml_rms_norm: 'void* (void*, void*, float)',
   ggml_norm: 'void* (void*, void*, float)',
   ggml_mul_mat: T2,
+  ggml_mul_mat_set_hint: 'void (void*, int)',
   ggml_mul_mat_id: T3,
   ggml_out_prod: T2,
   ggml_get_rows: T2,

@@ -1,6 +1,7 @@
 /** What the pictures show: panels, divergence and turns as charts. */
 import type { Chart, Line } from './chart.ts'
 import type { Divergence, Turns } from './curves.ts'
+import type { ByLength } from './lengths.ts'
 import type { Panel, Point } from './panels.ts'
 
 export const percent = (share: number): string => `${Math.round(100 * share)} %`
@@ -97,6 +98,22 @@ export function turnsChart({ series, budget, tasks }: Turns): Chart {
     lines: series.map(({ policy, turns: accuracies }) => ({
       policy,
       points: accuracies.map((y, i) => ({ x: i + 1, y, tip: `${policy}, question ${i + 1}: ${percent(y)}` })),
+    })),
+  }
+}
+
+export function lengthChart({ group, setting, tasks, budget, lengths, series }: ByLength): Chart {
+  return {
+    title: `${group}: ${setting.short}`,
+    note: `budget ${budget}; ${listed(tasks)}`,
+    x: {
+      ...{ from: lengths[0]!, to: lengths.at(-1)!, isLog: true, show: String, title: 'tokens of the context' },
+      ticks: lengths,
+    },
+    y: SHARE_AXIS,
+    lines: series.map(({ policy, accuracies }) => ({
+      policy,
+      points: accuracies.map((y, i) => ({ x: lengths[i]!, y, tip: `${policy}, ${lengths[i]} tokens: ${percent(y)}` })),
     })),
   }
 }

@@ -1,14 +1,16 @@
 /** The report for places that show Markdown and images, but no pages. */
 import { percent } from './charts.ts'
+import { byLength } from './lengths.ts'
 import { groupBy } from './lists.ts'
-import { facts, middleBudget } from './page.ts'
+import { ABOUT_LENGTHS, facts, middleBudget } from './page.ts'
 import { aboutPanel } from './panels.ts'
 import type { Report } from './report.ts'
-import { type DataTable, divergenceTable, marginTable, overviewTable } from './tables.ts'
+import { type DataTable, divergenceTable, lengthTable, marginTable, overviewTable } from './tables.ts'
 
 export function drawMarkdown(report: Report, pictures: readonly string[]): string {
   const { panels, policies, divergence, commands } = report
   const budget = middleBudget(panels)
+  const lengths = byLength(panels, budget)
   const settings = [...groupBy(panels, (p) => p.setting)]
   return `# Accuracy against bytes held
 
@@ -19,6 +21,7 @@ ${facts(report)} Bytes count questions and answers, too: they come on top of a b
 ${pictures.map((file) => `![${file.replace('.svg', '')}](${file})`).join('\n\n')}
 
 ${panels.length ? `## At a budget of ${budget}\n\n${table(overviewTable(panels, budget, policies))}\n` : ''}
+${lengths.length ? `## By length, at a budget of ${budget}\n\n${ABOUT_LENGTHS}\n\n${lengths.map((own) => `### ${own.group}: ${own.setting.short}\n\n${table(lengthTable(own))}\n`).join('\n')}` : ''}
 ${settings.map(([setting, own]) => `## ${setting.title}\n\n${setting.about}\n\n${own.map(panelText).join('\n')}`).join('\n')}
 ${divergence ? `## Divergence on prose\n\n${table(divergenceTable(divergence))}\n` : ''}
 ## How it was made

@@ -1,17 +1,19 @@
 /** The report as one page: no script, nothing from elsewhere, light or dark as the reader's system is. */
 
 import { CHART, type Chart, drawChart } from './chart.ts'
-import { accuracyChart, klChart, percent, topChart, turnsChart } from './charts.ts'
+import { accuracyChart, klChart, lengthChart, percent, topChart, turnsChart } from './charts.ts'
+import { byLength } from './lengths.ts'
 import { groupBy, unique } from './lists.ts'
 import { PAGE_CSS } from './page-css.ts'
 import { escaped, paletteCss, type Styles } from './palette.ts'
 import { aboutPanel, type Panel } from './panels.ts'
 import type { Report } from './report.ts'
-import { costTable, type DataTable, divergenceTable, marginTable, overviewTable } from './tables.ts'
+import { costTable, type DataTable, divergenceTable, lengthTable, marginTable, overviewTable } from './tables.ts'
 
 export function drawPage(report: Report): string {
   const { panels, policies, styles, turns, divergence, costs, commands } = report
   const budget = middleBudget(panels)
+  const lengths = byLength(panels, budget)
   const sections = [...groupBy(panels, (p) => p.setting)].map(
     ([{ title, about }, own]) => `<section>
 <h2>${escaped(title)}</h2>
@@ -34,6 +36,7 @@ ${paletteCss(styles)}${PAGE_CSS}${highlights(styles)}</style>
 <nav aria-label="policies">${policies.map((policy) => chip(policy, styles)).join('')}</nav>
 <p class="hint">Point at a policy to see it alone.</p>
 ${panels.length ? `<section><h2>At a budget of ${budget}</h2>${tableHtml(overviewTable(panels, budget, policies))}</section>` : ''}
+${lengths.length ? `<section><h2>By length, at a budget of ${budget}</h2><p>${ABOUT_LENGTHS}</p><div class="charts">${lengths.map((own) => figure(lengthChart(own), styles)).join('\n')}</div>${lengths.map((own) => details(`${own.group}, ${own.setting.short}: as numbers`, lengthTable(own))).join('\n')}</section>` : ''}
 ${sections.join('\n')}
 ${turns ? `<section><h2>Turn by turn</h2><p>The cache was shortened with the first question in view. A policy that looks at the question answers the first one best, and the later ones worse.</p><div class="charts">${figure(turnsChart(turns), styles)}</div></section>` : ''}
 ${divergence ? `<section><h2>On prose</h2><p>${divergenceText(report)}</p><div class="charts">${figure(klChart(divergence), styles)}${figure(topChart(divergence), styles)}</div>${details('Divergence as numbers', divergenceTable(divergence))}</section>` : ''}
@@ -44,6 +47,9 @@ ${divergence ? `<section><h2>On prose</h2><p>${divergenceText(report)}</p><div c
 </html>
 `
 }
+
+export const ABOUT_LENGTHS =
+  'The same share of the bytes, of longer and longer contexts. What the model itself loses with length is in the line of the full cache.'
 
 /** What was measured, in a line. */
 export function facts({ model, panels, divergence, policies }: Report): string {

@@ -147,6 +147,29 @@ export function aboutPanel({ tasks, lengths, n, incomplete }: Panel): string {
   )
 }
 
+/** Of a policy that takes no budget: its options stand in its place. */
+export const hasOptions = ({ budget }: Point): boolean => typeof budget === 'string' && !/^\d/.test(budget)
+
+/** Policies that take no budget stand beside those that do when their bytes are no further from it. */
+const MOST_BYTES_OFF = 1.3
+const isNear = (held: number, budget: number) => Math.max(held / budget, budget / held) <= MOST_BYTES_OFF
+
+/** The point whose bytes come nearest. */
+export function nearest(points: readonly Point[] | undefined, held: number): Point | undefined {
+  return points?.reduce((best, p) => (Math.abs(p.held - held) < Math.abs(best.held - held) ? p : best))
+}
+
+/** A policy at a budget; of one that takes none, the point with about as many bytes. Null: there is none. */
+export function pointAt(panel: Panel, policy: string, budget: Point['budget']): Point | null {
+  if (policy === 'full') return panel.full
+  const points = panel.series.find((s) => s.policy === policy)?.points
+  if (points?.some(hasOptions) && typeof budget === 'number') {
+    const point = nearest(points, budget)
+    return point && isNear(point.held, budget) ? point : null
+  }
+  return points?.find((p) => p.budget === budget) ?? null
+}
+
 const treatmentOf = (row: AskedRow) => JSON.stringify([row.policy, row.budget])
 
 /** Tasks and lengths of at least half of the treatments: a few rows more of one of them must not cost all others their place. */

@@ -7,11 +7,12 @@ import { Draw } from '../tasks/draw.ts'
 import { spread } from './chart.ts'
 import { commandsFor } from './command.ts'
 import { costsOf, divergenceOf, turnsOf } from './curves.ts'
+import { byLength } from './lengths.ts'
 import { bootstrap, isClear, marginOf } from './margins.ts'
 import { stylesOf } from './palette.ts'
 import { type AskedRow, panelsOf } from './panels.ts'
 import { drawReport, readReport } from './report.ts'
-import { marginTable, overviewTable } from './tables.ts'
+import { lengthTable, marginTable, overviewTable } from './tables.ts'
 
 const BYTES = 1_000_000
 
@@ -113,6 +114,51 @@ describe('panels', () => {
       ],
     )
     assert.equal(panels[1]!.series[0]!.points[0]!.accuracy, 1)
+  })
+})
+
+describe('by length', () => {
+  const at = (length: number, scores: number[], fields: Partial<EvalRow> = {}) =>
+    row({ policy: 'cake', budget: 0.25, kv_bytes: 0.25 * BYTES, length, scores, ...fields })
+  const rows = [
+    row({ scores: [1, 1] }),
+    row({ length: 2048, scores: [1, 0] }),
+    at(512, [1, 1]),
+    at(2048, [0, 0]),
+    at(2048, [1, 1], { budget: 0.5 }),
+    at(512, [1, 1], { budget: 0.5 }),
+    ...[512, 2048].map((length) => at(length, [1, 0], { policy: 'kivi', budget: 'own', kv_bytes: 0.24 * BYTES })),
+    ...[512, 2048].map((length) => at(length, [1, 1], { policy: 'gear', budget: 'own', kv_bytes: 0.6 * BYTES })),
+  ]
+
+  it('a line per policy at one budget, and of those with about as many bytes', () => {
+    const { panels } = readReport(rows, OPTIONS)
+    const [own, ...others] = byLength(panels, 0.25)
+    assert.deepEqual(others, [])
+    assert.deepEqual(own!.lengths, [512, 2048])
+    assert.deepEqual(own!.series, [
+      { policy: 'full', accuracies: [1, 0.5] },
+      { policy: 'cake', accuracies: [1, 0] },
+      { policy: 'kivi', accuracies: [0.5, 0.5] },
+    ])
+    assert.deepEqual(
+      lengthTable(own!).rows[1]!.map((cell) => cell.text),
+      ['cake', '100 %', '0 %'],
+    )
+  })
+
+  it('is a picture and a section; with one length there is neither', () => {
+    const files = drawReport(readReport(rows, OPTIONS))
+    assert.match(files['lengths.svg']!, />2048</)
+    for (const name of ['index.html', 'README.md']) assert.match(files[name]!, /By length, at a budget of 0\.25/)
+    const one = drawReport(
+      readReport(
+        rows.filter((r) => r.length === 512),
+        OPTIONS,
+      ),
+    )
+    assert.equal(one['lengths.svg'], undefined)
+    for (const name of ['index.html', 'README.md']) assert.doesNotMatch(one[name]!, /By length/)
   })
 })
 

@@ -4,12 +4,13 @@ import { POLICIES } from '../../policies/index.ts'
 import { splitSpec } from '../../policies/options.ts'
 import type { EvalRow } from '../row.ts'
 import { OWN } from '../treatments.ts'
-import { accuracyChart, klChart, topChart, turnsChart } from './charts.ts'
+import { accuracyChart, klChart, lengthChart, topChart, turnsChart } from './charts.ts'
 import { commandsFor } from './command.ts'
 import { type Cost, costsOf, type Divergence, divergenceOf, type Turns, turnsOf } from './curves.ts'
+import { byLength } from './lengths.ts'
 import { groupBy, unique } from './lists.ts'
 import { drawMarkdown } from './markdown.ts'
-import { drawPage } from './page.ts'
+import { drawPage, middleBudget } from './page.ts'
 import { type Styles, stylesOf } from './palette.ts'
 import { type Panel, panelsOf } from './panels.ts'
 import { drawPicture } from './picture.ts'
@@ -77,7 +78,10 @@ function picturesOf({ panels, divergence, turns, styles }: Report): Record<strin
     ...(turns ? [turnsChart(turns)] : []),
     ...(divergence ? [klChart(divergence), topChart(divergence)] : []),
   ]
+  const lengths = [...groupBy(byLength(panels, middleBudget(panels)), (own) => own.setting.title)]
+  const byLengths = lengths.map(([heading, row]) => ({ heading, charts: row.map(lengthChart) }))
   return {
+    ...(byLengths.length ? { 'lengths.svg': drawPicture(byLengths, styles) } : {}),
     ...(grid.length ? { 'accuracy.svg': drawPicture(grid, styles) } : {}),
     ...(beside.length ? { 'beside.svg': drawPicture([{ heading: '', charts: beside }], styles) } : {}),
   }

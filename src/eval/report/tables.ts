@@ -1,8 +1,9 @@
 /** Numbers behind the pictures, as cells of text. */
 import { percent } from './charts.ts'
 import type { Cost, Divergence } from './curves.ts'
+import type { ByLength } from './lengths.ts'
 import { isClear, type Margin, marginOf } from './margins.ts'
-import type { Panel, Point } from './panels.ts'
+import { hasOptions, nearest, type Panel, type Point, pointAt } from './panels.ts'
 
 export interface TableCell {
   readonly text: string
@@ -63,18 +64,6 @@ export function marginTable({ series, full }: Panel): DataTable {
   }
 }
 
-/** Of a policy that takes no budget: its options stand in its place. */
-const hasOptions = ({ budget }: Point) => typeof budget === 'string' && !/^\d/.test(budget)
-
-/** Policies that take no budget stand beside those that do when their bytes are no further from it. */
-const MOST_BYTES_OFF = 1.3
-const isNear = (held: number, budget: number) => Math.max(held / budget, budget / held) <= MOST_BYTES_OFF
-
-/** The point whose bytes come nearest. */
-function nearest(points: readonly Point[] | undefined, held: number): Point | undefined {
-  return points?.reduce((best, p) => (Math.abs(p.held - held) < Math.abs(best.held - held) ? p : best))
-}
-
 const margin = (ours: Point, theirs: Point | null | undefined) => (theirs ? marginOf(ours.rows, theirs.rows) : null)
 
 /** In points: hundredths of the scale. @param bytes ours over theirs */
@@ -98,18 +87,20 @@ export function overviewTable(
 ): DataTable {
   const cell = (point: Point | null | undefined): TableCell =>
     point ? { text: percent(point.accuracy), share: point.accuracy } : { text: '' }
-  const accuracyAt = (panel: Panel, policy: string) => {
-    if (policy === 'full') return panel.full
-    const points = panel.series.find((s) => s.policy === policy)?.points
-    if (points?.some(hasOptions) && typeof budget === 'number') {
-      const point = nearest(points, budget)
-      return point && isNear(point.held, budget) ? point : null
-    }
-    return points?.find((p) => p.budget === budget)
-  }
   return {
     head: ['policy', ...panels.map((p) => `${p.group}: ${p.setting.short}`)],
-    rows: policies.map((policy) => [{ text: policy }, ...panels.map((panel) => cell(accuracyAt(panel, policy)))]),
+    rows: policies.map((policy) => [{ text: policy }, ...panels.map((panel) => cell(pointAt(panel, policy, budget)))]),
+  }
+}
+
+/** Of one panel: a row per policy, a column per length. */
+export function lengthTable({ lengths, series }: ByLength): DataTable {
+  return {
+    head: ['policy', ...lengths.map(String)],
+    rows: series.map(({ policy, accuracies }) => [
+      { text: policy },
+      ...accuracies.map((accuracy) => ({ text: percent(accuracy), share: accuracy })),
+    ]),
   }
 }
 

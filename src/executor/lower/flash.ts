@@ -6,6 +6,7 @@
 import type { Context } from '../../ggml/context.ts'
 import * as ops from '../../ggml/ops/index.ts'
 import type { Tensor } from '../../ggml/tensor.ts'
+import { type CodedRows, isCoded, numbersOf } from './blocks.ts'
 import type { KeyPart, KvPart, Lowering } from './lowering.ts'
 
 /** ggml's CPU kernel works in tiles from this many queries on. */
@@ -41,15 +42,20 @@ function together(c: Context, parts: readonly KvPart[]): { k: Tensor; v: Tensor 
 
 /** Keys as they are meant, [d, n, Hkv]. */
 export function plainKeys(c: Context, { keys, keysTransposed, keyScale, keyBase }: KeyPart): Tensor {
-  let k = keysTransposed ? rowMajor(c, keys) : keys
+  let k = plainRows(c, keys, keysTransposed ?? false)
   if (keyScale) k = ops.mul(c, asFloats(c, k), keyScale)
   return keyBase ? ops.add(c, asFloats(c, k), keyBase) : k
 }
 
 /** Values as they are meant, [d, n, Hkv]. */
-function plainValues(c: Context, { values, valuesTransposed, valueScale }: KvPart): Tensor {
-  const v = valuesTransposed ? rowMajor(c, values) : values
+export function plainValues(c: Context, { values, valuesTransposed, valueScale }: KvPart): Tensor {
+  const v = plainRows(c, values, valuesTransposed)
   return valueScale ? ops.mul(c, asFloats(c, v), valueScale) : v
+}
+
+function plainRows(c: Context, rows: Tensor | CodedRows, isTransposed: boolean): Tensor {
+  if (isCoded(rows)) return plainRows(c, numbersOf(c, rows), rows.by === 'token')
+  return isTransposed ? rowMajor(c, rows) : rows
 }
 
 function asFloats(c: Context, t: Tensor): Tensor {

@@ -8,6 +8,7 @@ import type { Context } from '../../ggml/context.ts'
 import * as ops from '../../ggml/ops/index.ts'
 import type { Tensor } from '../../ggml/tensor.ts'
 import { isQuantized } from '../../ggml/types.ts'
+import { isCoded, isFewRows, numbersOf, valueSums } from './blocks.ts'
 import { type KvPart, type Lowering, partHeads, partRows } from './lowering.ts'
 import { maskForRows, probabilities } from './probabilities.ts'
 
@@ -54,6 +55,10 @@ function times(c: Context, part: KvPart, weights: Tensor): Tensor {
 }
 
 function product(c: Context, { values, valuesTransposed }: KvPart, weights: Tensor): Tensor {
+  if (isCoded(values)) {
+    if (isFewRows(weights.ne[1])) return valueSums(c, values, weights)
+    return ops.mulMat(c, numbersOf(c, values), weights)
+  }
   if (valuesTransposed) return ops.mulMat(c, values, weights)
   const direct = values.type === 'f32' || (isQuantized(values.type) && weights.ne[1] <= MOST_PASSES)
   return ops.outProd(c, direct ? values : ops.cast(c, values, 'f32'), ops.transpose(c, weights))

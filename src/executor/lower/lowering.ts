@@ -4,20 +4,27 @@
  */
 import type { Context } from '../../ggml/context.ts'
 import type { Tensor } from '../../ggml/tensor.ts'
+import { type CodedByToken, type CodedRows, codedRowCount, isCoded } from './blocks.ts'
 
 /** Cached rows that lie together, or were gathered. */
 export interface KvPart extends KeyPart {
   /** [d, n, Hkv], or [n, d, Hkv] when transposed. */
-  readonly values: Tensor
+  readonly values: Tensor | CodedByToken
   readonly valuesTransposed: boolean
   /** f32 [d, 1, Hkv]: by what each channel of the values is still to be multiplied. Absent: 1. */
   readonly valueScale?: Tensor
 }
 
+/** A part whose rows are numbers as they stand. */
+export interface PlainPart extends KvPart {
+  readonly keys: Tensor
+  readonly values: Tensor
+}
+
 /** The keys of a part. */
 export interface KeyPart {
   /** [d, n, Hkv]; f32 [n, d, Hkv] when transposed. */
-  readonly keys: Tensor
+  readonly keys: Tensor | CodedRows
   readonly keysTransposed?: boolean
   /** f32 [d, 1, Hkv]: by what each channel of the keys is still to be multiplied, and what is added behind. Absent: 1, 0. */
   readonly keyScale?: Tensor
@@ -26,12 +33,12 @@ export interface KeyPart {
 
 /** Rows of a part. */
 export function partRows({ keys, keysTransposed }: KeyPart): number {
-  return keys.ne[keysTransposed ? 0 : 1]
+  return isCoded(keys) ? codedRowCount(keys) : keys.ne[keysTransposed ? 0 : 1]
 }
 
 /** KV heads of a part. */
 export function partHeads({ keys }: KeyPart): number {
-  return keys.ne[2]
+  return isCoded(keys) ? keys.codes.ne[3] : keys.ne[2]
 }
 
 /** One item's attention in one layer, over n cached rows in all parts together. */

@@ -5,6 +5,7 @@
 import type { Context } from '../../ggml/context.ts'
 import * as ops from '../../ggml/ops/index.ts'
 import type { Tensor } from '../../ggml/tensor.ts'
+import { type CodedRows, isCoded, isFewRows, keyProducts, numbersOf } from './blocks.ts'
 import { type AttentionInputs, type KeyPart, partHeads } from './lowering.ts'
 
 /** What {@link probabilities} needs; values are not read. */
@@ -37,8 +38,16 @@ export function probabilities(c: Context, a: ScoreInputs): Tensor {
  */
 function scores(c: Context, { keys, keysTransposed, keyScale, keyBase }: KeyPart, q: Tensor): Tensor {
   const scaled = keyScale ? ops.mul(c, q, keyScale) : q
-  const kq = keysTransposed ? ops.outProd(c, keys, ops.transpose(c, scaled)) : ops.mulMat(c, keys, scaled)
+  const kq = products(c, keys, keysTransposed ?? false, scaled)
   return keyBase ? ops.add(c, kq, ops.mulMat(c, keyBase, q)) : kq
+}
+
+function products(c: Context, keys: Tensor | CodedRows, isTransposed: boolean, q: Tensor): Tensor {
+  if (isCoded(keys)) {
+    if (isFewRows(q.ne[1])) return keyProducts(c, keys, q)
+    return products(c, numbersOf(c, keys), keys.by === 'token', q)
+  }
+  return isTransposed ? ops.outProd(c, keys, ops.transpose(c, q)) : ops.mulMat(c, keys, q)
 }
 
 /** Rows and the group of a KV head become one dimension: [d, H, T] -> [d, T, G, Hkv] -> [d, T * G, Hkv]. */

@@ -2,6 +2,7 @@
  * Attention of gemma2 rows in float64: queries from the hidden rows that enter each layer, keys from the store as they are
  * there, and everything between them by hand.
  */
+import { rotate, rotationOf } from '../../cache/rotation.ts'
 import { readRows } from '../../cache/rows.ts'
 import type { ObservedLayer, Statistic } from '../../contract/observation.ts'
 import type { WorkItem } from '../../contract/work-item.ts'
@@ -43,6 +44,7 @@ export async function referenceOf(executor: Executor, runner: Runner, work: Work
       Array.from({ length: H }, (_, head) => {
         const h = Math.floor(head / (H / kvHeads))
         const { keys } = readRows(runner, store, sequence, layer, h, cells[h]!)
+        if (rotationOf(store.rowArena(sequence.arena).shape).keys) rotate(keys, d)
         const window = isWindowed(config, layer) ? config.window!.size : Number.POSITIVE_INFINITY
         return queries.map((q, i) => {
           const own = work.positions[i]!

@@ -192,6 +192,21 @@ export const CASES: Readonly<Record<string, (r: Random) => Case>> = {
     }
   },
 
+  hadamard: (r) => {
+    const k = 2 ** r.int(0, 8)
+    return {
+      // The CPU does not read the matrix: any numbers do.
+      operands: [{ ne: [k, k] }, { ne: [k, ...tail(r)] }],
+      call: (c, matrix, x) => ops.hadamard(c, matrix!, x!),
+      reference: (_, x) => {
+        const odd = (bits: number) => bits.toString(2).replaceAll('0', '').length % 2 === 1
+        return values(x!.ne, (i, ...j) =>
+          sum(rowOf(x!, ...j).map((v, at) => ((odd(i & at) ? -1 : 1) * v) / Math.sqrt(k))),
+        )
+      },
+    }
+  },
+
   getRows: (r) => {
     const [n, rows, b2, b3] = [r.chance(0.6) ? blocks(r) : anyRow(r), r.int(1, 6), r.int(1, 3), r.int(1, 2)]
     return {

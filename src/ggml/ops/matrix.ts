@@ -43,6 +43,31 @@ export function outProd(c: Context, a: Tensor, b: Tensor): Tensor {
   return c.adopt(ffi.ggml_out_prod(c.reserve(a, b), a.ptr, b.ptr), 'f32', [a.ne[0], b.ne[0], b.ne[2], b.ne[3]])
 }
 
+/** enum ggml_op_hint: the first matrix is that of a Walsh-Hadamard rotation. */
+const HINT_HADAMARD = 1
+
+/**
+ * Each vector along dimension 0 times the orthonormal Walsh-Hadamard matrix of its size, a power of two: its own inverse.
+ * @param matrix f32 [k, k] with these numbers: the CPU takes its values for granted, other devices multiply by it
+ * @param x f32 [k, ...], contiguous
+ */
+export function hadamard(c: Context, matrix: Tensor, x: Tensor): Tensor {
+  readable('hadamard', c, matrix, x)
+  const [k] = x.ne
+  if (matrix.ne[0] !== k || matrix.ne[1] !== k || matrix.elements !== k * k || k & (k - 1))
+    fail(
+      'hadamard',
+      [matrix, x],
+      'the first must be a square matrix of the size of ne[0] of the second, a power of two',
+    )
+  needType('hadamard', matrix, 'f32')
+  needType('hadamard', x, 'f32')
+  if (!matrix.isContiguous || !x.isContiguous) fail('hadamard', [matrix, x], 'both must be contiguous')
+  const out = mulMat(c, matrix, x)
+  ffi.ggml_mul_mat_set_hint(out.ptr, HINT_HADAMARD)
+  return out
+}
+
 function checkEpsilon(op: string, epsilon: number): void {
   if (!(epsilon >= 0)) throw new ShapeError(`${op}: epsilon ${epsilon} must be 0 or more`)
 }
