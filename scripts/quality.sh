@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 policies=full,random,streaming-llm,h2o,tova,snapkv,pyramidkv,ada-kv,cake,compresskv,razorattention,uncomp,lacache,kvmerger
 # Those that drop nothing; with a quarter of the bytes, and with more.
 policies="$policies,kivi?bits=2&residual=32,kivi,gear,gear?backbone=kcvt,mikv?hi=8,mikv?hi=8&lo=4,zipcache,zipcache?salient=0.2,minicache"
+policies="$policies,types?k=q8_0&v=q8_0,types?k=q5_1&v=q5_1,types?k=q4_0&v=q4_0"
 out=docs/quality
 mkdir -p $out
 kvasir() { node --import tsx src/cli/main.ts "$@"; }

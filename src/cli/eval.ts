@@ -63,7 +63,8 @@ export const evalOptions = (): Option[] => [
   new Option('--seed <n>', 'seed of the first example of each task and length').argParser(toNumber).default(0),
   new Option(
     '--policies <names>',
-    `cache policies, several with commas: full,snapkv,"cake?gamma=100" (default: full)`,
+    'cache policies, several with commas: full,snapkv,"cake?gamma=100"; and types?k=q8_0&v=q8_0 for a quantised cache ' +
+      '(default: full)',
   ).argParser(collectList),
   new Option(
     '--budgets <sizes>',

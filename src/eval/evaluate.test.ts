@@ -219,6 +219,20 @@ describe('policies', () => {
     }
   })
 
+  it('quantised caches keep every row in fewer bytes, and need no moment', async () => {
+    const policies = ['full', 'types?k=q8_0&v=q8_0', 'types?v=q4_0']
+    const compared = { policies, budgets: [0.5], compressAt: ['context'] as const }
+    const [full, eights, fours] = await evaluate(engine, cells(['multiturn'], ['multi-turn'], 2, compared))
+    // 34 and 18 bytes for 32 numbers, instead of 64.
+    assert.ok(Math.abs(eights!.kv_bytes / full!.kv_bytes - 34 / 64) < 0.01, `${eights!.kv_bytes}, ${full!.kv_bytes}`)
+    assert.ok(Math.abs(fours!.kv_bytes / full!.kv_bytes - (64 + 18) / 128) < 0.01, `${fours!.kv_bytes}`)
+    assert.equal(eights!.kv_bytes_full, full!.kv_bytes_full)
+    assert.ok(eights!.accuracy! > full!.accuracy! - 0.15, `${eights!.accuracy}, ${full!.accuracy}`)
+    // Other texts than those of the test below, which must compute its prompts itself.
+    const [, prose] = await evaluate(engine, proseCells({ ...common, ...compared, seed: 7, n: 1 }))
+    assert.ok(prose!.kl! > 0 && prose!.kl! < 0.05 && prose!.top1! > 0.9, JSON.stringify(prose))
+  })
+
   it('prose: nothing is lost by keeping everything, something by keeping little', async () => {
     const compared = { policies: ['full', 'window'], budgets: ['4096t', 0.125] }
     // One at a time: in batches of other sizes last bits differ. So they do with another number of threads, which is chosen anew.

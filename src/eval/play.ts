@@ -1,7 +1,8 @@
 /** One example under one treatment, greedy. A player belongs to an example: what treatments share is computed once. */
 import type { EngineApi } from '../engine/api.ts'
-import type { GeneratePart, GenerateRequest, PromptRequest, Timings } from '../engine/request.ts'
+import type { CacheTypesRequest, GeneratePart, GenerateRequest, PromptRequest, Timings } from '../engine/request.ts'
 import type { TokenLogprob } from '../model/sampling/logprobs.ts'
+import { isTypes, readTypes } from './cache-types.ts'
 import type { Dialogue, Passage } from './cells.ts'
 import { messagesOf, type Piece, promptOf, type Step } from './plan.ts'
 import type { Played } from './row.ts'
@@ -34,9 +35,10 @@ function dialoguePlayer(engine: EngineApi, { steps, turns, seed }: Dialogue, { r
     tokenize(raw ? { prompt: promptOf(pieces, replies) } : { messages: messagesOf(pieces, replies) })
 
   /** The step's prompt, and how much of it the policy sees when it shortens. */
-  async function promptAt({ pieces, cachePrefix }: Step, { compressAt }: Treatment, replies: readonly string[]) {
+  async function promptAt({ pieces, cachePrefix }: Step, treatment: Treatment, replies: readonly string[]) {
+    const { compressAt, policy } = treatment
     const tokens = await tokensOf(pieces, replies)
-    const seen = compressAt === null ? undefined : cachePrefix[compressAt]
+    const seen = compressAt === null || isTypes(policy) ? undefined : cachePrefix[compressAt]
     if (seen === undefined) return { tokens }
     // The prefix alone ends in what the template puts in front of a reply, and its last token may be another.
     const length = commonPrefix(tokens, await tokensOf(pieces.slice(0, seen), replies))
@@ -85,9 +87,10 @@ function passagePlayer(engine: EngineApi, passage: Passage, { salt }: PlayOption
   }
 }
 
-function cacheOf(treatment: Treatment): Pick<GenerateRequest, 'policy' | 'budget'> {
+function cacheOf(treatment: Treatment): Pick<GenerateRequest, 'policy' | 'budget' | keyof CacheTypesRequest> {
   const { policy, budget } = treatment
   if (isFull(treatment)) return {}
+  if (isTypes(policy)) return readTypes(policy)
   return budget === OWN ? { policy } : { policy, budget }
 }
 

@@ -1,9 +1,10 @@
 /** What is done to the cache of a cell's examples: a policy, its budget, and the moment. */
 import { choosePolicy, parseBudget, showBudget } from '../policies/index.ts'
+import { isTypes, typesText } from './cache-types.ts'
 import type { CompressAt } from './plan.ts'
 
 export interface Treatment {
-  /** The shortest text that names it with its options; `full` keeps everything. */
+  /** The shortest text that names it with its options; `full` keeps everything; `types?k=q8_0` too, in other types. */
   readonly policy: string
   /** A fraction of the full cache, or as people write tokens and bytes: `512t`, `1048576B`; {@link OWN}. */
   readonly budget: number | string
@@ -28,17 +29,23 @@ export function treatmentsOf(
   budgets: readonly (string | number)[],
   moments: readonly (CompressAt | null)[],
 ): Treatment[] {
-  const chosen = new Map(policies.map((policy) => choosePolicy(policy)).map((c) => [c.text, c.definition]))
+  const chosen = new Map(policies.map(read).map(({ text, takesBudget }) => [text, takesBudget]))
   const names = new Set(chosen.keys())
   const amounts = new Set(budgets.map(readBudget))
   const treatments = [...chosen]
     .filter(([policy]) => !isFull({ policy }))
-    .flatMap(([policy, { takesBudget }]) =>
-      (takesBudget === false ? [OWN] : [...amounts]).flatMap((budget) =>
+    .flatMap(([policy, takesBudget]) =>
+      (takesBudget ? [...amounts] : [OWN]).flatMap((budget) =>
         moments.map((compressAt): Treatment => ({ policy, budget, compressAt })),
       ),
     )
   return names.has(FULL.policy) ? [FULL, ...treatments] : treatments
+}
+
+function read(spec: string): { readonly text: string; readonly takesBudget: boolean } {
+  if (isTypes(spec)) return { text: typesText(spec), takesBudget: false }
+  const { text, definition } = choosePolicy(spec)
+  return { text, takesBudget: definition.takesBudget !== false }
 }
 
 /** Fractions as numbers, so that 25%, 0.25 and .25 are one. */

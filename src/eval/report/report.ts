@@ -98,7 +98,10 @@ const KNOWN = Object.keys(POLICIES)
 
 /** The registry's, then whatever tells rows apart: they come in the order in which a run happened to end them. */
 function inOrder(a: EvalRow, b: EvalRow): number {
-  const place = (row: EvalRow) => KNOWN.indexOf(splitSpec(row.policy).name)
+  const place = (row: EvalRow) => {
+    const at = KNOWN.indexOf(splitSpec(row.policy).name)
+    return at < 0 ? KNOWN.length : at
+  }
   const rest = (row: EvalRow) => JSON.stringify([row.policy, row.mode, row.compress_at, row.task, row.n, row.seed])
   return (
     place(a) - place(b) ||
