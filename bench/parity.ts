@@ -1,7 +1,8 @@
 /**
- * `kvasir bench parity`: are our logits libllama's? The same file, prompt, batch shape and thread count, the `flash`
+ * `kvasir bench parity`: are our logits libllama's? The same file, prompt, cache types, batch shape and thread count, the `flash`
  * lowering, a prompt of 600 tokens in chunks of 512, then 32 greedy steps along libllama's tokens.
  */
+import type { CacheType } from '../src/cache/arena.ts'
 import { KvStore } from '../src/cache/store.ts'
 import { modelPath } from '../src/engine/options.ts'
 import { Sequence } from '../src/engine/sequence.ts'
@@ -21,6 +22,8 @@ import { Random, type RandomModel } from './random-model.ts'
 export interface ParityRow {
   readonly model: string
   readonly type: string
+  /** Of keys and values. */
+  readonly cache_type: CacheType
   /** Largest absolute difference of any logit, over the prompt's last row and all greedy steps. */
   readonly max_abs_logit_diff: number
   /** Largest minus smallest logit of libllama. */
@@ -105,6 +108,8 @@ export interface ParityOptions {
   /** Names of {@link PARITY_SHAPES}, or `house`. Default: all. */
   readonly models?: readonly string[]
   readonly types?: readonly GgmlType[]
+  /** Of keys and values. Default: f16. */
+  readonly cacheTypes?: readonly CacheType[]
   readonly lowering?: LoweringName
   readonly threads?: number
   readonly onRow?: (row: ParityRow) => void
@@ -116,32 +121,40 @@ export async function parity(options: ParityOptions = {}): Promise<ParityRow[]> 
     rows.push(row)
     options.onRow?.(row)
   }
+  const { cacheTypes = ['f16'] } = options
   for (const name of options.models ?? ['house', ...Object.keys(PARITY_SHAPES)]) {
     if (name === 'house') {
-      report(await compare(modelPath('house'), name, 'q8_0', options))
+      for (const cache of cacheTypes) report(await compare(modelPath('house'), name, 'q8_0', cache, options))
       continue
     }
     const shape = PARITY_SHAPES[name]
     if (!shape) throw new RangeError(`no parity model "${name}"`)
     for (const type of options.types ?? PARITY_TYPES) {
       const file = await randomModelFile({ ...shape, name: `parity-${name}`, type })
-      report(await compare(file, name, type, options))
+      for (const cache of cacheTypes) report(await compare(file, name, type, cache, options))
     }
   }
   return rows
 }
 
-async function compare(path: string, model: string, type: string, options: ParityOptions): Promise<ParityRow> {
+async function compare(
+  path: string,
+  model: string,
+  type: string,
+  cacheType: CacheType,
+  options: ParityOptions,
+): Promise<ParityRow> {
   const threads = options.threads ?? 2
   const lowering = options.lowering ?? 'flash'
   await loadNative()
   using ours = await Model.load(path, () => ({ device: cpuDevice(), contextLength: CONTEXT }))
   const { vocab } = ours.config
-  const shape = { cells: CONTEXT, keyType: 'f16', valueType: 'f16', lowering } as const
+  const cache = { keyType: cacheType, valueType: cacheType }
+  const shape = { cells: CONTEXT, ...cache, lowering }
   using store = new KvStore(storeShape(ours.config, shape, ours.device), ours.device)
   using executor = new Executor(ours, store, { threads, lowering })
   using sequence = new Sequence(executor, CONTEXT)
-  using peer = await Peer.load(path, { contextLength: CONTEXT, chunk: CHUNK, threads })
+  using peer = await Peer.load(path, { contextLength: CONTEXT, chunk: CHUNK, threads, ...cache })
 
   const random = new Random(7)
   const prompt = Int32Array.from({ length: PROMPT_TOKENS }, () => 3 + Math.floor(random.uniform() * (vocab - 3)))
@@ -168,6 +181,7 @@ async function compare(path: string, model: string, type: string, options: Parit
   return {
     model,
     type,
+    cache_type: cacheType,
     max_abs_logit_diff: worst,
     logit_range: high - low,
     greedy_agree: agree,

@@ -4,31 +4,39 @@
  * leaves their products with keys as they are; what attention gives is rotated back.
  *
  * The rotation is the orthonormal Walsh-Hadamard matrix, which is its own inverse: QuaRot, Ashkboos et al. 2024, arXiv 2404.00456.
- * libllama does the same. A sequence's own arena decides for all its rows, in whatever arenas they come to lie.
+ * Sizes are libllama's, so that its logits are ours. A sequence's own arena decides for all its rows, in whatever arenas they come to lie.
  */
 import { isQuantized } from '../ggml/types.ts'
-import type { ArenaFormat } from './arena.ts'
+import type { ArenaShape } from './arena.ts'
 
-/** Which of a sequence's rows are rotated in the cache. */
+/** How many neighbouring numbers of a head are rotated together, a power of two; 0: they are stored as they are. */
 export interface Rotation {
-  readonly keys: boolean
-  readonly values: boolean
+  readonly keys: number
+  readonly values: number
 }
 
-export function rotationOf({ keyType, valueType }: Pick<ArenaFormat, 'keyType' | 'valueType'>): Rotation {
-  return { keys: isQuantized(keyType), values: isQuantized(valueType) }
+/** Heads that this does not divide are not rotated. */
+const VALUES_TOGETHER = 64
+
+export function rotationOf({ keyType, valueType, headDim }: RotatedShape): Rotation {
+  if (headDim % VALUES_TOGETHER) return { keys: 0, values: 0 }
+  return {
+    keys: isQuantized(keyType) ? largestPowerOfTwo(headDim) : 0,
+    values: isQuantized(valueType) ? VALUES_TOGETHER : 0,
+  }
 }
 
-/** For names of cached bytes: `plain`, or what is rotated. */
-export function rotationName(f: Pick<ArenaFormat, 'keyType' | 'valueType'>): string {
-  const { keys, values } = rotationOf(f)
-  if (keys && values) return 'rotated'
-  return keys ? 'keys rotated' : values ? 'values rotated' : 'plain'
+type RotatedShape = Pick<ArenaShape, 'keyType' | 'valueType' | 'headDim'>
+
+/** That divides a number. */
+function largestPowerOfTwo(n: number): number {
+  return n & -n
 }
 
-/** Numbers that are rotated together: the largest power of two that divides the heads. A multiple of 32 where types are quantised. */
-export function rotationSize(headDim: number): number {
-  return headDim & -headDim
+/** For names of cached bytes. */
+export function rotationName(shape: RotatedShape): string {
+  const { keys, values } = rotationOf(shape)
+  return keys || values ? `rotated ${keys},${values}` : 'plain'
 }
 
 /** f32 [n, n], symmetric; `n` a power of two. */
@@ -45,9 +53,8 @@ function isOdd(bits: number): boolean {
   return odd
 }
 
-/** Rotates vectors of `headDim` numbers in place. Twice: they are what they were, up to rounding. */
-export function rotate(x: Float32Array, headDim: number): void {
-  const n = rotationSize(headDim)
+/** Rotates each `n` numbers in place. Twice: they are what they were, up to rounding. */
+export function rotate(x: Float32Array, n: number): void {
   const scale = 1 / Math.sqrt(n)
   for (let from = 0; from < x.length; from += n) {
     for (let step = 1; step < n; step *= 2)

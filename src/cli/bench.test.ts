@@ -6,7 +6,7 @@ describe('kvasir bench', () => {
   it('parity: a table for people, rows for programs', async () => {
     const table = await kvasir(['bench', 'parity', '--model', 'house', '-t', '1'])
     assert.equal(table.code, 0, table.stderr)
-    assert.match(table.stdout, /^model +type +max \|logit diff\| .*\nhouse +q8_0 .* 32\/32\n$/)
+    assert.match(table.stdout, /^model +type +cache +max \|logit diff\| .*\nhouse +q8_0 +f16 .* 32\/32\n$/)
     const { rows, ...rest } = json(await kvasir(['bench', 'parity', '--model', 'house', '-t', '1', '--json']))
     assert.deepEqual(rest, {})
     assert.equal(rows.length, 1)

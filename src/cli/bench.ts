@@ -79,6 +79,7 @@ const typeOption = (all: string) => list('--type <names>', `quantisations of the
 export const parityOptions = (): Option[] => [
   list('-m, --model <names>', 'house, or shapes of bench/parity.ts (default: all)'),
   typeOption('f16,q8_0,q4_0,q4_K'),
+  list('--cache-types <types>', 'types of cached keys and values (default: f16)'),
   loweringOption(),
   threadsOption(),
   rowsJson(),
@@ -233,17 +234,21 @@ async function runPolicies(flags: PolicyFlags): Promise<void> {
   await report(json, table, (onRow) => policies({ ...options, onRow, onNote: toStderr }))
 }
 
-async function runParity({ json, model, type, lowering, threads }: Flags): Promise<void> {
+async function runParity({ json, model, type, cacheTypes, lowering, threads }: Flags): Promise<void> {
   const { PARITY_SHAPES, parity } = await import('../../bench/parity.ts')
   const table = new Table<ParityRow>([
     { title: 'model', width: 16, left: true, show: (r) => r.model },
     { title: 'type', width: 5, left: true, show: (r) => r.type },
+    { title: 'cache', width: 6, left: true, show: (r) => r.cache_type },
     { title: 'max |logit diff|', width: 16, show: (r) => exponential(r.max_abs_logit_diff) },
     { title: 'logit range', width: 11, show: (r) => r.logit_range.toFixed(2) },
     { title: 'greedy agree', width: 12, show: (r) => `${r.greedy_agree}/${r.greedy_of}` },
   ])
   const models = known('--model', model, ['house', ...Object.keys(PARITY_SHAPES)])
-  const options = given({ models, types: types(type), lowering, threads })
+  const options = given({
+    ...{ models, types: types(type), lowering, threads },
+    cacheTypes: known('--cache-types', cacheTypes, CACHE_TYPES) as CacheType[] | undefined,
+  })
   await report(json, table, (onRow) => parity({ ...options, onRow }))
 }
 

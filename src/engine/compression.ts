@@ -300,8 +300,8 @@ export class Compression {
     const cells = sequence.column(layer, head, model.kvHeads).byPosition
     const { keys, values } = readRows(runner(), store, sequence, layer, head, [...cells])
     const rotation = rotationOf(store.rowArena(sequence.arena).shape)
-    if (rotation.keys) rotate(keys, model.headDim)
-    if (rotation.values) rotate(values, model.headDim)
+    if (rotation.keys) rotate(keys, rotation.keys)
+    if (rotation.values) rotate(values, rotation.values)
     return { keys, values }
   }
 

@@ -63,7 +63,7 @@ export function feed(g: StepGraph, step: PlacedStep, store: KvStore, config: Mod
   for (const s of g.rowScales) feedRowScales(s, now(s.item), config)
   for (const shift of g.shifts) set(shift.tensor, shiftsOf(shift, now(shift.item), config))
   for (const mask of g.masks) if (mask.tensor.hasMemory) mask.tensor.set(maskBits(mask, now(mask.item), config))
-  if (g.rotation) set(g.rotation, matrixOf(g.rotation.ne[0]))
+  for (const [size, matrix] of g.rotations) set(matrix, matrixOf(size))
   if (g.ones) set(g.ones, new Float32Array(g.ones.elements).fill(1))
   if (g.outputRows) set(g.outputRows, outputRows(step, config, g.outputs))
 }

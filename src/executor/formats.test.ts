@@ -21,7 +21,7 @@ import { Executor } from './run.ts'
 import { storeShape } from './store-shape.ts'
 
 const N = 200
-const SHAPE = { layers: 4, width: 128, heads: 4, kvHeads: 2, headDim: 32, ffWidth: 256, vocab: 512 } as const
+const SHAPE = { layers: 4, width: 128, heads: 4, kvHeads: 2, headDim: 64, ffWidth: 256, vocab: 512 } as const
 const folder = mkdtempSync(join(tmpdir(), 'kvasir-formats-'))
 let natives: Record<string, number>
 let model: Model
@@ -188,10 +188,10 @@ describe('rows in other formats', () => {
       carry(b, s, { kind: 'keep', rows: all(() => range(0, 192)), stored: [{ format: 0, rows: stored }] }, [format])
       const heads = SHAPE.layers * SHAPE.kvHeads
       if (format.kind !== 'codes') throw new Error('codes are meant')
-      const coded = codeBlockBytes(format, 32)
+      const coded = codeBlockBytes(format, 64)
       // 2 bits and a scale and a base, f16, for 32 numbers each; the container of codes takes 66 bytes for 256.
-      assert.equal(coded, 2 * ((32 * 32 * 66) / 256 + 32 * 4))
-      const plain = blockBytes({ ...({ keyType: 'f16', valueType: 'f16', valuesTransposed: true } as const) }, 32)
+      assert.equal(coded, 2 * ((32 * 64 * 66) / 256 + 64 * 4))
+      const plain = blockBytes({ ...({ keyType: 'f16', valueType: 'f16', valuesTransposed: true } as const) }, 64)
       assert.equal(store.heldBytes(s), heads * (5 * coded + plain))
       assert.equal(store.usedBytes, store.heldBytes(s))
       carry(b, s, { kind: 'keep', rows: all(() => range(96, 192)) }, [format])

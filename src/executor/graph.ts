@@ -7,7 +7,6 @@
  */
 import { PAGE_CELLS } from '../cache/arena.ts'
 import type { CodeArena, KeysOrValues } from '../cache/code-arena.ts'
-import { rotationSize } from '../cache/rotation.ts'
 import type { KvStore } from '../cache/store.ts'
 import { Context } from '../ggml/context.ts'
 import { Graph } from '../ggml/graph.ts'
@@ -137,8 +136,8 @@ export interface StepGraph {
   readonly hidden: ReadonlyMap<number, Tensor>
   /** Rotated queries that were asked for, f32 [d, H, T], by the first row of their item, layer after layer. */
   readonly queries: ReadonlyMap<number, readonly Tensor[]>
-  /** f32 [n, n]: the rotation of quantised rows; null: there are none. */
-  readonly rotation: Tensor | null
+  /** Rotations of quantised rows, f32 [n, n], by their size. */
+  readonly rotations: ReadonlyMap<number, Tensor>
   /** f32, all 1, for observations; null: not used. */
   readonly ones: Tensor | null
   readonly observations: ObservationReader
@@ -182,7 +181,7 @@ class Builder {
   readonly positions: Tensor
   readonly cells: Tensor
   readonly elements: Tensor | null
-  readonly rotation: Tensor | null
+  readonly rotations: ReadonlyMap<number, Tensor>
   readonly rowInputs: { item: PlacedItem; tensor: Tensor }[] = []
   readonly raggedStores: { item: PlacedItem; layer: number; rows: Tensor; elements: Tensor | null }[] = []
   readonly gathers: GatherInput[] = []
@@ -210,9 +209,8 @@ class Builder {
     this.cells = c.tensor('i32', T).asInput()
     const scattered = this.#scattered.reduce((sum, p) => sum + p.rows, 0)
     this.elements = scattered ? c.tensor('i32', this.#perRow * scattered).asInput() : null
-    const rotates = step.items.some((p) => p.rotation.keys || p.rotation.values)
-    const size = rotationSize(model.config.headDim)
-    this.rotation = rotates ? c.tensor('f32', size, size).asInput() : null
+    const sizes = new Set(step.items.flatMap(({ rotation: { keys, values } }) => [keys, values]).filter(Boolean))
+    this.rotations = new Map([...sizes].map((size) => [size, c.tensor('f32', size, size).asInput()]))
     const observes = step.items.some((p) => p.item.outputs.observe) && model.device.kind === 'cpu'
     const ones = observes ? c.tensor('f32', 1, OBSERVED_ROWS, model.config.heads).asInput() : null
     this.observer = new Observer(c, this.graph, ones)
@@ -309,7 +307,7 @@ class Builder {
       normed,
       hidden: this.hidden,
       queries: this.queries,
-      rotation: this.rotation,
+      rotations: this.rotations,
       ones: this.observer.ones,
       observations: new ObservationReader(this.observer.layers),
       logitsRoom: new Float32Array(logits?.elements ?? 0),
@@ -445,10 +443,10 @@ class Builder {
       if (item.item.outputs.queries) this.#keepQueries(item, own)
       const { keys, values } = item.rotation
       const { attentionSoftcap: softcap } = this.model.config
-      const inputs = { q: keys ? this.#rotated(own) : own, parts, scale, softcap }
+      const inputs = { q: this.#rotated(own, keys), parts, scale, softcap }
       const { out, probabilities } = lowered.attend(this.c, { ...inputs, mask: mask.lowered })
       if (item.item.outputs.observe) this.observer.observe({ ...inputs, mask: mask.tensor, item, load, probabilities })
-      return values ? this.#rotated(out) : out
+      return this.#rotated(out, values)
     })
     // Rows of padding attend to nothing; any finite numbers will do in their place.
     const { rows, padding } = this.step
@@ -456,11 +454,12 @@ class Builder {
     return this.#join(outs, 1)
   }
 
-  /** Each head's numbers rotated, f32 [d, ...] or [d * H, T]. */
-  #rotated(x: Tensor): Tensor {
-    const size = this.rotation!.ne[0]
+  /** Numbers of heads, f32 [d, ...] or [d * H, T], rotated `size` by `size`; 0: as they are. */
+  #rotated(x: Tensor, size: number): Tensor {
+    if (size === 0) return x
+    const matrix = this.rotations.get(size)!
     const vectors = ops.reshape(this.c, x.isContiguous ? x : ops.cont(this.c, x), size, x.elements / size)
-    return ops.reshape(this.c, ops.hadamard(this.c, this.rotation!, vectors), ...x.ne)
+    return ops.reshape(this.c, ops.hadamard(this.c, matrix, vectors), ...x.ne)
   }
 
   /** Brings out the queries q f32 [d, H, T] of an item in one layer. */
@@ -479,7 +478,7 @@ class Builder {
       const rows = group.reduce((sum, a) => sum + a.item.rows, 0)
       const arena = this.store.rowArena(item.arena)
       const cells = this.#inputView('cells', this.cells, item.first, item.first + rows)
-      const own = (t: Tensor, isRotated: boolean) => this.#ownRows(t, at, rows, isRotated)
+      const own = (t: Tensor, rotation: number) => this.#ownRows(t, at, rows, rotation)
       const { keys, values } = item.rotation
       this.graph.expand(this.#storeRows(arena.keys(layer), own(k, keys), cells))
       if (!arena.shape.valuesTransposed) this.graph.expand(this.#storeRows(arena.values(layer), own(v, values), cells))
@@ -501,9 +500,8 @@ class Builder {
   }
 
   /** Rows of keys or values [d, Hkv, T] as they are stored. */
-  #ownRows(t: Tensor, at: number, rows: number, isRotated: boolean): Tensor {
-    const own = rows === t.ne[2] ? t : rowsOf3(this.c, t, at, rows)
-    return isRotated ? this.#rotated(own) : own
+  #ownRows(t: Tensor, at: number, rows: number, rotation: number): Tensor {
+    return this.#rotated(rows === t.ne[2] ? t : rowsOf3(this.c, t, at, rows), rotation)
   }
 
   #storeRagged(layer: number, { item, at }: Active, k: Tensor, v: Tensor): void {
@@ -619,11 +617,11 @@ class Builder {
       this.shifts.push(input)
     }
     const floats = keys.type === 'f32' && keys.isContiguous ? keys : ops.cast(this.c, keys, 'f32')
-    const isRotated = item.rotation.keys
-    const rows = ops.reshape(this.c, isRotated ? this.#rotated(floats) : floats, d, 1, n * Hkv)
+    const { keys: rotation } = item.rotation
+    const rows = ops.reshape(this.c, this.#rotated(floats, rotation), d, 1, n * Hkv)
     const { config, ropeFactors } = this.model
     const turned = ops.rope(this.c, rows, input.tensor, ropeFactors, turnOf(ropeOf(config, layer)))
-    return ops.reshape(this.c, isRotated ? this.#rotated(turned) : turned, d, n, Hkv)
+    return ops.reshape(this.c, this.#rotated(turned, rotation), d, n, Hkv)
   }
 
   #gather(item: PlacedItem, load: Load, part: number): GatherInput {

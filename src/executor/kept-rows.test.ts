@@ -34,7 +34,7 @@ before(async () => {
     width: 128,
     heads: 4,
     kvHeads: 2,
-    headDim: 32,
+    headDim: 64,
     ffWidth: 256,
     vocab: 512,
     type: 'f16',

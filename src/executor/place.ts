@@ -388,7 +388,7 @@ function keyOf(p: PlacedItem): string {
     item.outputs.hidden ? 'h' : '',
     item.outputs.queries ? 'q' : '',
     item.outputs.normed?.length ?? 0,
-    `${p.ragged ? 'r' : 'u'}${p.arena}${p.rotation.keys ? 'K' : ''}${p.rotation.values ? 'V' : ''}`,
+    `${p.ragged ? 'r' : 'u'}${p.arena}@${p.rotation.keys},${p.rotation.values}`,
     p.stored ? store : 'k',
     observedKey(item.outputs.observe),
     p.loads.map(parts).join('/'),

@@ -2,7 +2,7 @@
 import type { CacheType } from '../../cache/arena.ts'
 import type { Device } from '../../ggml/device.ts'
 import { isQuantized } from '../../ggml/types.ts'
-import { flash, TILE_ROWS } from './flash.ts'
+import { flash, TILE_ROWS, tiled } from './flash.ts'
 import { grouped } from './grouped.ts'
 import type { Lowering, LoweringName } from './lowering.ts'
 
@@ -16,7 +16,7 @@ const FEWEST_GROUPED = 4
  */
 export function chooseLowering(name: LoweringName, rows: number, group: number, valuesTransposed: boolean): Lowering {
   if (name !== 'auto') return name === 'flash' ? flash : grouped
-  if (rows >= TILE_ROWS) return flash
+  if (rows >= TILE_ROWS) return tiled
   return valuesTransposed || rows * group >= FEWEST_GROUPED ? grouped : flash
 }
 

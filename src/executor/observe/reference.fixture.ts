@@ -44,7 +44,8 @@ export async function referenceOf(executor: Executor, runner: Runner, work: Work
       Array.from({ length: H }, (_, head) => {
         const h = Math.floor(head / (H / kvHeads))
         const { keys } = readRows(runner, store, sequence, layer, h, cells[h]!)
-        if (rotationOf(store.rowArena(sequence.arena).shape).keys) rotate(keys, d)
+        const { keys: rotation } = rotationOf(store.rowArena(sequence.arena).shape)
+        if (rotation) rotate(keys, rotation)
         const window = isWindowed(config, layer) ? config.window!.size : Number.POSITIVE_INFINITY
         return queries.map((q, i) => {
           const own = work.positions[i]!
