@@ -7,7 +7,6 @@
  *
  * One process, as many threads, taking turns; what counts is the ratio within a pair of neighbouring runs. Contexts are zeros,
  * not computed, on both sides.
- * In quantised caches libllama keeps keys and values rotated (Hadamard), and rotates queries and results with them; Kvasir does not.
  */
 import { availableParallelism } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
