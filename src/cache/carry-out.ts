@@ -52,7 +52,7 @@ function keepOnly(store: KvStore, sequence: KvSequence, plan: KeepPlan, tools: C
   const mergesOf = (i: number) => plan.merges?.[Math.floor(i / kvHeads)]?.[i % kvHeads] ?? []
   if (plan.placement === 'slots') sequence.inSlots = true
   const copies = sequence.columns.map((c, i) => (mergesOf(i).length ? sharedBlocks(store, sequence, i, c) : 0))
-  if (copies.some((blocks) => blocks > 0)) tools!.makeRoom(Math.max(...copies))
+  if (copies.some((blocks) => blocks > 0)) tools!.makeRoom(store.pagesToBorrow(sequence.arena, Math.max(...copies)))
   const kept = [...sequence.columns.entries()].map(([i, column]) => {
     if (!mergesOf(i).length) return rowsOf(i).map((row) => column.byPosition[row]!)
     // Merging drops rows: from then on they go by their positions.
@@ -121,7 +121,7 @@ function move(store: KvStore, sequence: KvSequence, { stored, shared }: Moves, t
     const i = upper * store.dims.kvHeads + head
     return sharedBlocks(store, sequence, i, sequence.columns[i]!)
   })
-  if (copies.some((blocks) => blocks > 0)) makeRoom(Math.max(...copies))
+  if (copies.some((blocks) => blocks > 0)) makeRoom(store.pagesToBorrow(sequence.arena, Math.max(...copies)))
   for (const { pair, head, positions } of shared) shareRows(runner(), store, sequence, pair, head, positions)
   for (const i of sequence.columns.keys()) closeHoles(store, sequence, i)
 }

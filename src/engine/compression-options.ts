@@ -1,6 +1,5 @@
 /** What a request says about its cache: which policy, how much it may keep, of which part of the prompt. */
-import { PAGE_CELLS } from '../cache/arena.ts'
-import type { KvStore } from '../cache/store.ts'
+import { type Arena, PAGE_CELLS } from '../cache/arena.ts'
 import { KvasirError } from '../contract/errors.ts'
 import type { Calibration, PolicyDefinition, PromptAhead } from '../contract/policy.ts'
 import type { ModelConfig } from '../model/config.ts'
@@ -34,7 +33,7 @@ export interface CompressionOptions {
 export async function chooseCompression(
   { policy, budget, compressAt, sampling }: GenerateRequest,
   prompt: Int32Array,
-  { model, store }: { readonly model: ModelConfig; readonly store: KvStore },
+  { model, arena }: { readonly model: ModelConfig; readonly arena: Pick<Arena, 'blockBytes'> },
   calibrationOf: (policy: Calibration['policy']) => Promise<Calibration | null>,
 ): Promise<CompressionOptions | null> {
   const bad = (what: string, field = 'budget') => new KvasirError('INVALID_ARGUMENT', what, { field })
@@ -57,7 +56,7 @@ export async function chooseCompression(
     throw bad(`the policy ${text} takes no budget: its options say how much the cache holds`)
   if (isBudgeted && budget === undefined)
     throw bad(`the policy ${text} needs a budget, e.g. 0.25 of the full cache, or 512 tokens`)
-  const rowBytes = store.home.blockBytes / PAGE_CELLS
+  const rowBytes = arena.blockBytes / PAGE_CELLS
   const rows = isBudgeted ? budgetRows(parseBudget(budget!), { model, promptRows, rowBytes }) : promptRows
   const needed = definition.calibration?.(options) ?? null
   const calibration = needed && (await calibrationOf(needed))

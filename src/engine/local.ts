@@ -184,10 +184,9 @@ export class LocalEngine implements EngineApi, Disposable {
     const { store } = this
     const { config: model } = this.model
     const arena = arenaOf(request, { store, model, lowering: this.options.lowering })
-    const compression = await chooseCompression(request, prompt, { model, store }, (policy) =>
+    const compression = await chooseCompression(request, prompt, { model, arena: store.rowArena(arena) }, (policy) =>
       this.#calibration(policy),
     )
-    if (compression && arena !== 0) throw policyWithTypes(compression.policy.text)
     const most = request.forced?.length ?? request.maxTokens
     const { contextLength } = this.info
     const left = this.#mostRows(arena) - prompt.length
@@ -404,13 +403,4 @@ export class LocalEngine implements EngineApi, Disposable {
     this.store[Symbol.dispose]()
     this.model[Symbol.dispose]()
   }
-}
-
-function policyWithTypes(policy: string): KvasirError {
-  return new KvasirError(
-    'INVALID_ARGUMENT',
-    `the policy ${policy} works on the engine's own cache types only. Leave cacheTypeK and cacheTypeV out, or load the model with ` +
-      'keyType and valueType (--cache-type-k, --cache-type-v)',
-    { field: 'cacheTypeK' },
-  )
 }

@@ -41,7 +41,7 @@ export interface SharingRequest {
 
 /** Types of a request's own cache. Prefixes are shared between requests of the same types only. */
 export interface CacheTypesRequest {
-  /** Type of its cached keys. Default: the engine's `keyType`. On the CPU only, and not beside a policy. */
+  /** Type of its cached keys. Default: the engine's `keyType`. On the CPU only. */
   readonly cacheTypeK?: CacheType
   /** Type of its cached values. Default: the engine's `valueType`. */
   readonly cacheTypeV?: CacheType

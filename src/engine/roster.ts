@@ -267,7 +267,7 @@ export class Roster {
   detach(branch: Branch, rows: number): void {
     this.#prefixes.release(branch.sequence!)
     // What others share is copied for it.
-    this.#makeRoom(pagesToKeep(rows))
+    this.#makeRoom(this.#store.pagesToBorrow(branch.sequence!.arena, pagesToKeep(rows)))
   }
 
   /**
