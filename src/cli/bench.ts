@@ -62,6 +62,7 @@ interface PackingFlags extends ServingFlags {
 interface PolicyFlags extends ServingFlags {
   readonly policies?: string[]
   readonly budget?: string
+  readonly answer?: number
 }
 
 interface AttentionFlags {
@@ -177,6 +178,7 @@ export const policiesOptions = (): Option[] => [
   list('--policies <names>', 'cache policies (default: those that need no calibration)'),
   new Option('--budget <size>', 'what they may keep (default: 0.125)'),
   list('-c, --context <tokens>', 'lengths of the prompt (default: 8192)'),
+  new Option('--answer <tokens>', 'length of the answer (default: 33)').argParser(toNumber),
   new Option('--rounds <n>', 'pairs of runs per figure (default: 3)').argParser(toNumber),
   threadsOption(),
   rowsJson(),
@@ -208,7 +210,7 @@ export function addBench(program: Command): void {
 }
 
 async function runPolicies(flags: PolicyFlags): Promise<void> {
-  const { json, shape, type, policies: names, budget, context, rounds, threads } = flags
+  const { json, shape, type, policies: names, budget, context, answer, rounds, threads } = flags
   const { policies } = await import('../../bench/policies.ts')
   const { SPEED_SHAPES } = await import('../../bench/speed.ts')
   const table = new Table<PolicyRow>([
@@ -226,8 +228,10 @@ async function runPolicies(flags: PolicyFlags): Promise<void> {
   ])
   known('--shape', shape === undefined ? undefined : [shape], ['house', ...Object.keys(SPEED_SHAPES)])
   if (rounds !== undefined) whole('--rounds', rounds)
+  if (answer !== undefined && whole('--answer', answer) === 1)
+    throw new KvasirError('INVALID_ARGUMENT', '--answer is 1; the first token comes with the prompt: give 2 or more')
   const options = given({
-    ...{ shape, policies: names, budget, rounds, threads },
+    ...{ shape, policies: names, budget, answer, rounds, threads },
     type: types(type === undefined ? undefined : [type])?.[0],
     contexts: context?.map((c) => whole('--context', Number(c))),
   })
