@@ -3,7 +3,7 @@
 import { spawnSync } from 'node:child_process'
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 
 const words = process.argv.slice(2).filter((a) => !a.startsWith('-'))
 const options = process.argv.slice(2).filter((a) => a.startsWith('-'))
@@ -23,6 +23,16 @@ const groups = [
   { files: files.filter((path) => !ALONE.test(path)), atOnce: 2 },
   { files: files.filter((path) => ALONE.test(path)), atOnce: 1 },
 ]
+
+// Tests of the command start it hundreds of times: built, it starts in a third of the time.
+if (files.some((path) => readFileSync(path, 'utf8').includes('process.fixture'))) {
+  const build = resolve('node_modules/.cache/kvasir-test')
+  rmSync(build, { recursive: true, force: true })
+  const tsc = ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json', '--outDir', build]
+  const { status } = spawnSync(process.execPath, tsc, { stdio: 'inherit' })
+  if (status !== 0) process.exit(status ?? 1)
+  process.env.KVASIR_TEST_BUILD = build
+}
 
 // Failures are printed once more at the end, where people and CI look.
 const scratch = mkdtempSync(join(tmpdir(), 'kvasir-test-'))

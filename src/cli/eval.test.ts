@@ -40,7 +40,7 @@ describe('kvasir eval', () => {
   it('compares a policy of one’s own with others', async () => {
     const args = ['eval', '--tasks', 'niah_single', '--lengths', '512', '--limit', '1', '-t', '1', '--budgets', '0.5']
     const own = ['--policy-module', 'examples/policies/passages.ts', '--policies', 'full,passages?size=8']
-    const { rows } = json(await kvasir([...args, ...own, '--json']))
+    const { rows } = json(await kvasir([...args, ...own, '--json'], { source: true }))
     assert.deepEqual(
       rows.map((r: { policy: string }) => r.policy),
       ['full', 'passages?size=8'],

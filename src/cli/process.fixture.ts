@@ -2,6 +2,7 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
@@ -21,11 +22,16 @@ export interface Finished {
 export interface RunOptions {
   readonly env?: Readonly<Record<string, string>>
   readonly stdin?: string
+  /** Run the sources, through a loader of TypeScript. Default: what was built, if something was. */
+  readonly source?: boolean
   /** Run it on a terminal; needs {@link hasTerminal}. Both outputs then come as stdout. */
   readonly terminal?: boolean
 }
 
-const COMMAND = [process.execPath, '--import', 'tsx', MAIN] as const
+/** What `npm test` has built: the command starts in a third of the time. */
+const BUILD = process.env['KVASIR_TEST_BUILD']
+const SOURCE = ['--import', 'tsx', MAIN]
+const BUILT = BUILD ? [join(BUILD, 'src/cli/main.js')] : SOURCE
 
 /** `script` of util-linux gives a program a terminal. */
 export const hasTerminal = process.platform === 'linux' && spawnSync('script', ['--version']).status === 0
@@ -36,8 +42,8 @@ export class Running {
   stderr = ''
   readonly #exit: Promise<unknown[]>
 
-  constructor(args: readonly string[], { env, terminal = false }: RunOptions = {}) {
-    const plain = [...COMMAND, ...args]
+  constructor(args: readonly string[], { env, source = false, terminal = false }: RunOptions = {}) {
+    const plain = [process.execPath, ...(source ? SOURCE : BUILT), ...args]
     const quoted = plain.map((a) => `'${a.replaceAll("'", "'\\''")}'`).join(' ')
     const [program, ...rest] = terminal ? ['script', '-qec', quoted, '/dev/null'] : plain
     this.child = spawn(program!, rest, { cwd: ROOT, env: { ...process.env, HF_TOKEN: '', ...env } })

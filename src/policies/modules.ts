@@ -13,7 +13,14 @@ export async function loadPolicyModule(path: string): Promise<void> {
   try {
     module = await import(pathToFileURL(resolve(path)).href)
   } catch (cause) {
-    throw wrong(`could not be loaded: ${(cause as Error).message}`, cause)
+    const { code, message } = cause as NodeJS.ErrnoException
+    const isTypeScript = code === 'ERR_UNKNOWN_FILE_EXTENSION' && /\.[cm]?ts$/.test(path)
+    throw wrong(
+      isTypeScript
+        ? `Node ${process.versions.node} does not read TypeScript by itself. Give the compiled .js, or install tsx and set NODE_OPTIONS="--import tsx"`
+        : `could not be loaded: ${message}`,
+      cause,
+    )
   }
   const policies = [module.default].flat()
   if (!policies.every(isDefinition))
