@@ -6,7 +6,8 @@
  */
 import { availableParallelism } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type KvSequence, KvStore } from '../src/cache/store.ts'
+import type { KvSequence } from '../src/cache/sequence.ts'
+import { KvStore } from '../src/cache/store.ts'
 import { modelPath } from '../src/engine/options.ts'
 import type { LoweringName } from '../src/executor/lower/lowering.ts'
 import { Executor } from '../src/executor/run.ts'

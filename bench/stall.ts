@@ -17,7 +17,8 @@
  */
 import { availableParallelism } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type KvSequence, KvStore } from '../src/cache/store.ts'
+import type { KvSequence } from '../src/cache/sequence.ts'
+import { KvStore } from '../src/cache/store.ts'
 import type { WorkItem } from '../src/contract/work-item.ts'
 import { LocalEngine } from '../src/engine/local.ts'
 import { modelPath } from '../src/engine/options.ts'

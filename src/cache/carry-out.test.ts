@@ -7,7 +7,8 @@ import { PAGE_CELLS } from './arena.ts'
 import { carryOut } from './carry-out.ts'
 import { isCell, setCell } from './cells.fixture.ts'
 import { checkStore } from './check.ts'
-import { type KvSequence, KvStore } from './store.ts'
+import type { KvSequence } from './sequence.ts'
+import { KvStore } from './store.ts'
 
 const DIMS = { layers: 2, headDim: 32, kvHeads: 2 } as const
 const ARENA = { keyType: 'f16', valueType: 'f16', valuesTransposed: true, pages: 32 } as const

@@ -9,7 +9,8 @@ import { checkPlan, type KeepPlan, sameRows } from './check-plan.ts'
 import type { BlockRef, Column } from './column.ts'
 import { closeHoles, formatArena, moveRows, type RowMove, shareRows } from './reformat.ts'
 import { mergeRows } from './rows.ts'
-import type { KvSequence, KvStore } from './store.ts'
+import type { KvSequence } from './sequence.ts'
+import type { KvStore } from './store.ts'
 
 /** What carrying a plan out may need. */
 export interface CarryOutTools {

@@ -3,7 +3,7 @@ import { KvasirError } from '../contract/errors.ts'
 import type { CompressionPlan, Merge } from '../contract/policy.ts'
 import { PAGE_CELLS } from './arena.ts'
 import type { Column } from './column.ts'
-import type { KvSequence } from './store.ts'
+import type { KvSequence } from './sequence.ts'
 
 export type KeepPlan = Extract<CompressionPlan, { kind: 'keep' }>
 

@@ -5,7 +5,8 @@
 import { PAGE_CELLS } from './arena.ts'
 import type { BlockRef, Column } from './column.ts'
 import type { PagePool } from './pages.ts'
-import type { KvSequence, KvStore } from './store.ts'
+import type { KvSequence } from './sequence.ts'
+import type { KvStore } from './store.ts'
 
 /** Holders that a pool should have counted. */
 interface Expected {

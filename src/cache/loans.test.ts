@@ -8,7 +8,8 @@ import { liveNatives } from '../ggml/owned.ts'
 import { Arena, type CacheType, PAGE_CELLS } from './arena.ts'
 import { checkStore } from './check.ts'
 import type { BlockRef } from './column.ts'
-import { type KvSequence, KvStore } from './store.ts'
+import type { KvSequence } from './sequence.ts'
+import { KvStore } from './store.ts'
 
 let natives: Record<string, number>
 before(async () => {

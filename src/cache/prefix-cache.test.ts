@@ -10,7 +10,8 @@ import { checkStore } from './check.ts'
 import type { BlockRef } from './column.ts'
 import type { CacheIdentity } from './identity.ts'
 import { PrefixCache } from './prefix-cache.ts'
-import { type KvSequence, KvStore } from './store.ts'
+import type { KvSequence } from './sequence.ts'
+import { KvStore } from './store.ts'
 
 let natives: Record<string, number>
 before(async () => {

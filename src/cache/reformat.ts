@@ -13,7 +13,8 @@ import { type EncodedBlock, encode } from './codes.ts'
 import { type BlockRef, type Column, MARKS, type Mark } from './column.ts'
 import { sharedDirections } from './directions.ts'
 import { readRows, requantize, writeRows } from './rows.ts'
-import { type KvSequence, type KvStore, tierKey } from './store.ts'
+import { type KvSequence, tierKey } from './sequence.ts'
+import type { KvStore } from './store.ts'
 
 /** The arena for rows in a format; its index. @throws KvasirError INVALID_ARGUMENT, OUT_OF_MEMORY */
 export function formatArena(store: KvStore, format: RowFormat): number {

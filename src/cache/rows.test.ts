@@ -10,7 +10,8 @@ import { type ArenaFormat, CACHE_TYPES, type CacheType, PAGE_CELLS } from './are
 import { cellBytes } from './cells.fixture.ts'
 import { checkStore } from './check.ts'
 import { mergeRows, type RowData, readRows, requantize, writeRows } from './rows.ts'
-import { type KvSequence, KvStore } from './store.ts'
+import type { KvSequence } from './sequence.ts'
+import { KvStore } from './store.ts'
 
 const DIMS = { layers: 2, headDim: 64, kvHeads: 3 } as const
 const D = DIMS.headDim

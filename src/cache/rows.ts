@@ -16,7 +16,8 @@ import { type Arena, PAGE_CELLS } from './arena.ts'
 import type { CodeArena } from './code-arena.ts'
 import { decode } from './codes.ts'
 import type { BlockRef, Column } from './column.ts'
-import type { KvSequence, KvStore } from './store.ts'
+import type { KvSequence } from './sequence.ts'
+import type { KvStore } from './store.ts'
 
 export interface RowData {
   /** [d, n, heads] */

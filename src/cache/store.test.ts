@@ -11,7 +11,8 @@ import { cellBytes, isCell, Rows, setCell } from './cells.fixture.ts'
 import { checkStore } from './check.ts'
 import type { BlockRef, Column } from './column.ts'
 import { requantize } from './rows.ts'
-import { type KvSequence, KvStore } from './store.ts'
+import type { KvSequence } from './sequence.ts'
+import { KvStore } from './store.ts'
 
 const DIMS = { layers: 2, headDim: 32, kvHeads: 2 } as const
 const COLUMNS = DIMS.layers * DIMS.kvHeads

@@ -3,7 +3,7 @@
  * more of them fork off when the prompt is done.
  */
 import { PAGE_CELLS } from '../cache/arena.ts'
-import type { KvSequence } from '../cache/store.ts'
+import type { KvSequence } from '../cache/sequence.ts'
 import type { RequestView } from '../contract/schedule.ts'
 import type { RequestId } from '../contract/units.ts'
 import type { WorkItem, WorkOutputs } from '../contract/work-item.ts'

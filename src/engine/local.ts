@@ -8,8 +8,9 @@
  */
 import { arenaBytes, PAGE_CELLS } from '../cache/arena.ts'
 import type { CacheIdentity } from '../cache/identity.ts'
+import type { StoreShape } from '../cache/memory.ts'
 import { PrefixCache } from '../cache/prefix-cache.ts'
-import { KvStore, type StoreShape } from '../cache/store.ts'
+import { KvStore } from '../cache/store.ts'
 import type { Calibration } from '../contract/calibration.ts'
 import { KvasirError } from '../contract/errors.ts'
 import type { EngineEvent, Logged } from '../contract/events.ts'

@@ -1,6 +1,6 @@
 /** How many pages the store of an engine has. */
 import { arenaBytes, PAGE_CELLS, pageBytes } from '../cache/arena.ts'
-import type { StoreShape } from '../cache/store.ts'
+import type { StoreShape } from '../cache/memory.ts'
 import { KvasirError, showBytes } from '../contract/errors.ts'
 import { storeShape } from '../executor/store-shape.ts'
 import type { Device } from '../ggml/device.ts'

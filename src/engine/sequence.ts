@@ -1,7 +1,7 @@
 /**
  * One sequence by itself, fed token by token: for measuring, and for whatever needs a model without a loop around it.
  */
-import type { KvSequence } from '../cache/store.ts'
+import type { KvSequence } from '../cache/sequence.ts'
 import type { Executor } from '../executor/run.ts'
 
 export class Sequence implements Disposable {

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
-import { KvSequence } from '../cache/store.ts'
+import { KvSequence } from '../cache/sequence.ts'
 import type { ObservedLayer } from '../contract/observation.ts'
 import type { SequenceId } from '../contract/units.ts'
 import { joinWindow, windowItems, windowRows } from './window.ts'

@@ -1,6 +1,6 @@
 /** Which rows of a prompt are computed once more for a policy to see what they look at, and what was seen of them. */
 
-import type { KvSequence } from '../cache/store.ts'
+import type { KvSequence } from '../cache/sequence.ts'
 import type { ObservationNeeds, ObservedLayer, Statistic } from '../contract/observation.ts'
 import type { Range } from '../contract/units.ts'
 import type { WorkInput, WorkItem, WorkResult } from '../contract/work-item.ts'

@@ -2,7 +2,8 @@
  * Runs a step: checks it, places it, finds or builds its graph, feeds it, computes, reads the outputs.
  */
 import type { Column } from '../cache/column.ts'
-import type { KvSequence, KvStore } from '../cache/store.ts'
+import type { KvSequence } from '../cache/sequence.ts'
+import type { KvStore } from '../cache/store.ts'
 import { KvasirError } from '../contract/errors.ts'
 import type { Step, StepResult, WorkItem, WorkOutputs, WorkResult } from '../contract/work-item.ts'
 import { Backend, type Runner, SingleRunner, SplitRunner } from '../ggml/backend.ts'

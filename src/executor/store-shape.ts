@@ -1,6 +1,6 @@
 /** The store that fits a model and the lowering that will read it. */
 import { type CacheType, pagesFor } from '../cache/arena.ts'
-import type { StoreShape } from '../cache/store.ts'
+import type { StoreShape } from '../cache/memory.ts'
 import type { Device } from '../ggml/device.ts'
 import type { ModelConfig } from '../model/config.ts'
 import { wantsTransposed } from './lower/choose.ts'

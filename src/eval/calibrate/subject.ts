@@ -1,6 +1,7 @@
 /** The model that is measured, alone: no loop around it, no other sequences, nothing stored from before. */
 import { readRows } from '../../cache/rows.ts'
-import { type KvSequence, KvStore } from '../../cache/store.ts'
+import type { KvSequence } from '../../cache/sequence.ts'
+import { KvStore } from '../../cache/store.ts'
 import type { ObservedLayer } from '../../contract/observation.ts'
 import type { Range } from '../../contract/units.ts'
 import type { WorkInput, WorkItem, WorkOutputs, WorkResult } from '../../contract/work-item.ts'
