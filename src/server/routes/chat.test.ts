@@ -461,10 +461,17 @@ describe('plain fetch', () => {
     const wrong = await post(`${server.url}/v1/chat/completions`, { ...asked, kvasir: { cache_type_k: 'q8' } })
     assert.equal(wrong.status, 400)
     assert.match(JSON.stringify(wrong.body), /kvasir\.cache_type_k.*q8_0/)
-    const both = { ...q8, policy: 'snapkv', budget: 0.5 }
-    const { status, body } = await post(`${server.url}/v1/chat/completions`, { ...asked, kvasir: both })
-    assert.equal(status, 400)
-    assert.match(JSON.stringify(body), /own cache types/)
+    // A prompt of several blocks, of which a policy keeps half: both save.
+    const long = { ...asked, messages: [{ role: 'user', content: `${'A bell rang. '.repeat(60)}${QUESTION}` }] }
+    const bytesOf = async (kvasir: object) => {
+      const { status, body } = await post(`${server.url}/v1/chat/completions`, { ...long, kvasir })
+      assert.equal(status, 200, JSON.stringify(body))
+      return (body['kvasir'] as { timings: Timings }).timings.kv_bytes
+    }
+    const kept = { policy: 'snapkv', budget: 0.5 }
+    const [full, half, both] = [await bytesOf({}), await bytesOf(kept), await bytesOf({ ...q8, ...kept })]
+    assert.ok(half < 0.8 * full, `${half} of ${full}`)
+    assert.equal(both / half, 34 / 64)
   })
 
   it('nulls at the top are absent fields', async () => {
