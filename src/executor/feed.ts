@@ -9,8 +9,9 @@ import type { KvStore } from '../cache/store.ts'
 import { fromFloats } from '../ggml/numbers.ts'
 import type { Tensor } from '../ggml/tensor.ts'
 import type { ModelConfig } from '../model/config.ts'
+import type { GatherInput, MaskInput, RowScaleInput, ShiftInput } from './attention.ts'
 import { feedCoded } from './coded.ts'
-import type { GatherInput, MaskInput, OutputPlaces, RowScaleInput, ShiftInput, StepGraph } from './graph.ts'
+import type { OutputPlaces, StepGraph } from './graph.ts'
 import {
   type Load,
   type PlacedItem,
