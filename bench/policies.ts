@@ -73,7 +73,7 @@ async function rowsAt(context: number, names: readonly string[], options: Policy
     const tokens = randomTokens(engine, context, context)
     const ask = (request: Partial<GenerateRequest>) => timingsOf(engine, { tokens, maxTokens: answer, ...request })
     // First runs do not count: page faults, graphs, thread counts.
-    await timingsOf(engine, { tokens: tokens.slice(0, 512) })
+    await ask({ tokens: tokens.slice(0, 512) })
     await engine.clearCache()
     onNote?.(`computing ${context} rows`)
     const { prompt_ms: prefillMs } = await ask({})
@@ -115,7 +115,7 @@ function speed({ generated_tokens, generated_ms }: Timings): number {
 }
 
 async function timingsOf(engine: LocalEngine, request: Partial<GenerateRequest>): Promise<Timings> {
-  const greedy = { sampling: { temperature: 0 }, maxTokens: 2, ignoreEnd: true }
+  const greedy = { sampling: { temperature: 0 }, ignoreEnd: true }
   for await (const part of engine.generate({ ...greedy, ...request })) if (part.kind === 'end') return part.timings
   throw new Error('an answer had no end')
 }

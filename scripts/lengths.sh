@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes docs/quality/lengths anew: accuracy by the length of the context, at a quarter of the bytes, on the house model. About an hour
-# on two cores; what is in the files already is not run again.
+# Makes docs/quality/lengths anew: accuracy by the length of the context, at a quarter of the bytes, on the house model. More than an
+# hour on two cores; what is in the files already is not run again.
 set -e
 cd "$(dirname "$0")/.."
 policies=full,random,streaming-llm,snapkv,ada-kv,cake,compresskv,razorattention,uncomp
