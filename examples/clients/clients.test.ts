@@ -27,7 +27,7 @@ async function run(file: string): Promise<string> {
 }
 
 const EXPECTED: Readonly<Record<string, RegExp>> = {
-  'openai.ts': /rabbit[\s\S]*\d+ prompt tokens, \d+ generated\ncall: feed\(\{.*"animal".*\}\)\n$/,
+  'openai.ts': /rabbit[\s\S]*\d+ prompt tokens, \d+ generated\ncall: feed\(\{\s*"animal":\s*"(cat|dog|rabbit)"\s*\}\)\n$/,
   'ai-sdk.ts': /rabbit[\s\S]*object: \{ animal: '(cat|dog|rabbit)' \}\n$/,
   'fetch.ts': /rabbit/,
   'langchain.ts': /\S/,
