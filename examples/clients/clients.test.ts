@@ -27,7 +27,8 @@ async function run(file: string): Promise<string> {
 }
 
 const EXPECTED: Readonly<Record<string, RegExp>> = {
-  'openai.ts': /rabbit[\s\S]*\d+ prompt tokens, \d+ generated\ncall: feed\(\{\s*"animal":\s*"(cat|dog|rabbit)"\s*\}\)\n$/,
+  'openai.ts':
+    /rabbit[\s\S]*\d+ prompt tokens, \d+ generated\ncall: feed\(\{\s*"animal":\s*"(cat|dog|rabbit)"\s*\}\)\n$/,
   'ai-sdk.ts': /rabbit[\s\S]*object: \{ animal: '(cat|dog|rabbit)' \}\n$/,
   'fetch.ts': /rabbit/,
   'langchain.ts': /\S/,
