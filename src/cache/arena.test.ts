@@ -6,6 +6,7 @@ import type { PageId } from '../contract/units.ts'
 import { cpuDevice } from '../ggml/device.ts'
 import { backend, Random, runner } from '../ggml/fixture.test.ts'
 import { liveNatives } from '../ggml/owned.ts'
+import { canGiveBack } from '../ggml/posix.ts'
 import { Arena, type ArenaFormat, arenaBytes, blockBytes, CACHE_TYPES, PAGE_CELLS, pageBytes } from './arena.ts'
 import { cellBytes, memoryOf, setCell } from './cells.fixture.ts'
 
@@ -55,6 +56,29 @@ function blockOf(arena: Arena, what: 'keys' | 'values', layer: number, head: num
 }
 
 describe('an arena', () => {
+  for (const format of formats) {
+    const { keyType, valueType, valuesTransposed } = format
+    const name = `${keyType}, ${valueType}${valuesTransposed ? ' transposed' : ''}`
+    it(`gives memory of some pages back, and of no others: ${name}`, { skip: !canGiveBack && 'Linux only' }, () => {
+      using a = filled(format, 512)
+      const around = [0, 99, 400, 511].map((p) => a.readPage(p))
+      assert.equal(a.giveBack(200, 200), 0)
+      assert.ok(a.giveBack(100, 400) > 0.5 * 300 * a.pageBytes)
+      assert.deepEqual(
+        [0, 99, 400, 511].map((p) => a.readPage(p)),
+        around,
+      )
+      // Keys lie side by side: those in the middle are gone for certain.
+      for (const layer of [0, 1])
+        assert.ok(
+          a
+            .readBlock(layer, 2, 250)
+            .subarray(0, 32)
+            .every((b) => b === 0),
+        )
+    })
+  }
+
   for (const format of formats) {
     const { keyType, valueType, valuesTransposed } = format
     it(`moves pages, blocks and rows: ${keyType}, ${valueType}${valuesTransposed ? ' transposed' : ''}`, () => {

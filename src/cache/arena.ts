@@ -212,9 +212,27 @@ export class Arena implements Disposable {
       copyBytes(values, at(values.tensor, from, i), intoValues, at(intoValues.tensor, to, i), size)
   }
 
-  /** Nobody holds a page: the memory goes back to the system, where it can. */
-  discard(): void {
-    this.#buffer.discard()
+  /**
+   * Nobody needs what lies in pages [from, to): their memory goes back to the system where it can. Transposed values lie in short pieces,
+   * so it takes a long run of pages for theirs to be whole pages of the system.
+   * @returns bytes that went back
+   */
+  giveBack(from: number, to: number): number {
+    if (!this.#buffer.canGiveBack) return 0
+    let bytes = 0
+    const give = (t: Tensor, cellBytes: number, row: number) => {
+      bytes += this.#buffer.giveBack(t, row + from * PAGE_CELLS * cellBytes, (to - from) * PAGE_CELLS * cellBytes)
+    }
+    const { layers, kvHeads, headDim, valuesTransposed } = this.shape
+    for (let layer = 0; layer < layers; layer++) {
+      const [keys, values] = [this.#keys[layer]!, this.#values[layer]!]
+      for (let h = 0; h < kvHeads; h++) {
+        give(keys, keys.nb[1], h * keys.nb[2])
+        if (!valuesTransposed) give(values, values.nb[1], h * values.nb[2])
+        else for (let i = 0; i < headDim; i++) give(values, values.nb[0], h * values.nb[2] + i * values.nb[1])
+      }
+    }
+    return bytes
   }
 
   #part(what: 'keys' | 'values', layer: number): Part {

@@ -153,9 +153,15 @@ export class CodeArena implements Disposable {
     this.#extraBytes -= extrasBytes(old.keys) + extrasBytes(old.values)
   }
 
-  /** Nobody holds a page: the memory goes back to the system, where it can. */
-  discard(): void {
-    this.#buffer.discard()
+  /** Nobody needs what lies in pages [from, to): their memory goes back to the system where it can. @returns bytes that went back */
+  giveBack(from: number, to: number): number {
+    let bytes = 0
+    for (const layer of this.#layers)
+      for (const what of BOTH)
+        for (const t of [...layer[what].planes, layer[what].params])
+          for (let h = 0; t && h < this.dims.kvHeads; h++)
+            bytes += this.#buffer.giveBack(t, h * t.nb[2] + from * t.nb[1], (to - from) * t.nb[1])
+    return bytes
   }
 
   #blockId(layer: number, head: number, page: number): number {

@@ -2,11 +2,15 @@
 import assert from 'node:assert/strict'
 import { after, before, describe, it } from 'node:test'
 import fc from 'fast-check'
+import type { Codes } from '../contract/format.ts'
 import { cpuDevice } from '../ggml/device.ts'
 import { loadNative } from '../ggml/library.ts'
 import { liveNatives } from '../ggml/owned.ts'
+import { canGiveBack } from '../ggml/posix.ts'
 import { Arena, type CacheType, PAGE_CELLS } from './arena.ts'
 import { checkStore } from './check.ts'
+import { CodeArena } from './code-arena.ts'
+import { encode } from './codes.ts'
 import type { BlockRef } from './column.ts'
 import type { KvSequence } from './sequence.ts'
 import { KvStore } from './store.ts'
@@ -31,6 +35,8 @@ function borrow(store: KvStore, type: CacheType, pages = 128): number {
   const format = { ...DIMS, keyType: type, valueType: type, valuesTransposed: false, pages }
   return store.borrower(type, () => new Arena(format, cpuDevice()))
 }
+
+const CODES: Codes = { bits: 4, groups: { by: 'channel' } }
 
 const upTo = (n: number) => Array.from({ length: n }, (_, i) => i)
 
@@ -124,25 +130,91 @@ describe('borrowed room', () => {
   })
 })
 
-it('memory of a format is given back when nobody holds a page of it', () => {
-  const unusual = { keyType: 'q5_0', valueType: 'q5_1', valuesTransposed: false } as const
-  const pages = 4096
-  const dims = { layers: 4, headDim: 64, kvHeads: 2 }
-  const shape = { ...dims, arenas: [{ keyType: 'f16', valueType: 'f16', valuesTransposed: false, pages }] } as const
-  using store = new KvStore(shape, cpuDevice())
-  const arena = store.borrower('q5', () => new Arena({ ...dims, ...unusual, pages }, cpuDevice()))
-  const row = new Uint8Array(store.rowArena(arena).pageBytes).fill(1)
+const LARGE = { layers: 4, headDim: 64, kvHeads: 2 }
+
+describe('memory that is given back', { skip: !canGiveBack && 'only Linux takes memory back' }, () => {
   const resident = () => process.memoryUsage().rss
-  const before = resident()
-  const s = store.create(0, arena)
-  store.append(
-    s,
-    Array.from({ length: 32 * 2000 }, (_, i) => i),
-  )
-  for (const { page } of s.columns[0]!.blocks) store.rowArena(arena).writePage(page, row)
-  const taken = 2000 * row.length
-  if (process.platform === 'linux') assert.ok(resident() - before > 0.9 * taken, 'written memory is resident')
-  store.free(s)
-  assert.equal(store.lentPages.length, 0)
-  if (process.platform === 'linux') assert.ok(resident() - before < 0.2 * taken, 'free memory is not')
+  const upToPages = (pages: number) => upTo(pages * PAGE_CELLS)
+
+  /** Fills a sequence's pages with bytes of its own; with one array for all, since garbage is resident too. */
+  function write(store: KvStore, s: KvSequence): void {
+    const bytes = new Uint8Array(store.rowArena(s.arena).pageBytes)
+    for (const { arena, page } of s.columns[0]!.blocks) store.rowArena(arena).writePage(page, bytes.fill(page + 1))
+  }
+
+  function isWhole(store: KvStore, s: KvSequence): boolean {
+    return s.columns[0]!.blocks.every(({ arena, page }) =>
+      store
+        .rowArena(arena)
+        .readPage(page)
+        .every((b) => b === ((page + 1) & 255)),
+    )
+  }
+
+  for (const valuesTransposed of [true, false])
+    it(`follows what is in use${valuesTransposed ? ', values transposed' : ''}, and leaves the rest as it is`, () => {
+      const types = { keyType: 'f16', valueType: 'f16', valuesTransposed } as const
+      using store = new KvStore({ ...LARGE, arenas: [{ ...types, pages: 4096 }] }, cpuDevice())
+      const before = resident()
+      const [gone, kept] = [store.create(100_000), store.create(20_000)]
+      store.append(gone, upToPages(3000))
+      store.append(kept, upToPages(600))
+      for (const s of [gone, kept]) write(store, s)
+      const { pageBytes } = store.home
+      assert.ok(resident() - before > 0.9 * 3600 * pageBytes, 'written memory is resident')
+      assert.equal(store.giveBack(0), 0)
+      store.free(gone)
+      const given = store.giveBack(0)
+      assert.ok(given > 0.9 * 3000 * pageBytes && given <= 3496 * pageBytes, `${given} bytes of 3000 pages`)
+      assert.equal(store.giveBack(0), 0)
+      const left = (resident() - before) / pageBytes
+      assert.ok(left < 600 + 600, `${left} pages`)
+      assert.ok(isWhole(store, kept))
+    })
+
+  it('is a format’s, too, and what was lent to it is not there twice', () => {
+    const types = { keyType: 'f16', valueType: 'f16', valuesTransposed: false } as const
+    using store = new KvStore({ ...LARGE, arenas: [{ ...types, pages: 4096 }] }, cpuDevice())
+    const q5 = { keyType: 'q5_0', valueType: 'q5_1', valuesTransposed: false, pages: 8192 } as const
+    const arena = store.borrower('q5', () => new Arena({ ...LARGE, ...q5 }, cpuDevice()))
+    const before = resident()
+    const first = store.create(100_000)
+    store.append(first, upToPages(4000))
+    write(store, first)
+    store.free(first)
+    // All of the first arena is resident; now a format uses nearly all of it.
+    const [gone, kept] = [store.create(0, arena), store.create(0, arena)]
+    store.append(gone, upToPages(5000))
+    store.append(kept, upToPages(1000))
+    for (const s of [gone, kept]) write(store, s)
+    store.giveBack(0)
+    const { pageBytes } = store.rowArena(arena)
+    assert.ok(resident() - before < 1.2 * 6000 * pageBytes)
+    store.free(gone)
+    store.giveBack(0)
+    assert.ok(resident() - before < 2000 * pageBytes)
+    assert.ok(isWhole(store, kept))
+  })
+
+  it('leaves codes beside it as they are', () => {
+    const format = { kind: 'codes', keys: CODES, values: CODES } as const
+    using arena = new CodeArena(format, LARGE, 1024, cpuDevice())
+    const ones = new Float32Array(PAGE_CELLS * LARGE.headDim).map((_, i) => i % 7)
+    const encoded = encode(ones, CODES, LARGE.headDim, { tier: null, balance: null, seed: 1 }).blocks[0]!
+    const each = (pages: readonly number[], use: (layer: number, head: number, page: number) => void) => {
+      for (let layer = 0; layer < LARGE.layers; layer++)
+        for (let head = 0; head < LARGE.kvHeads; head++) for (const page of pages) use(layer, head, page)
+    }
+    each(upTo(1024), (...at) => arena.write(...at, { keys: encoded, values: encoded }))
+    const given = arena.giveBack(100, 900)
+    assert.ok(given > 0.9 * 800 * arena.pageBytes && given <= 800 * arena.pageBytes)
+    each([0, 99, 900, 1023], (...at) => {
+      const { keys, values } = arena.read(...at)
+      for (const block of [keys, values]) {
+        assert.deepEqual(block.planes, encoded.planes)
+        assert.deepEqual(block.params, encoded.params)
+      }
+    })
+    each([500], (...at) => assert.ok(arena.read(...at).keys.planes.every((b) => b === 0)))
+  })
 })

@@ -8,8 +8,6 @@ import type { PagePool } from './pages.ts'
 
 interface Sized {
   readonly pageBytes: number
-  /** Nobody holds a page of it any more. */
-  discard(): void
 }
 
 /** Pages of the first arena by which more is lent than needed, and above which it is given back. */
@@ -63,7 +61,7 @@ export class Loans {
     if (missing <= 0) return true
     missing += Math.min(STEP, Math.max(0, this.#pools[0]!.freePages - missing))
     for (; missing > 0; missing--) {
-      const page = this.#pools[0]!.takeLastPage()
+      const page = this.#pools[0]!.lendPage()
       if (page === null) break
       lent.push(page)
     }
@@ -75,17 +73,16 @@ export class Loans {
     const lent = this.#lent.get(arena)
     if (!lent) return
     const needed = this.pagesFor(arena, this.#used(arena))
-    if (lent.length - needed > STEP || needed === 0) this.#takeBack(arena, lent, needed)
+    if (lent.length - needed > STEP || needed === 0) this.#takeBack(lent, needed)
   }
 
   /** Takes back all that was lent and is not needed: room is short. */
   reclaim(): void {
-    for (const [arena, lent] of this.#lent) this.#takeBack(arena, lent, this.pagesFor(arena, this.#used(arena)))
+    for (const [arena, lent] of this.#lent) this.#takeBack(lent, this.pagesFor(arena, this.#used(arena)))
   }
 
-  #takeBack(arena: number, lent: PageId[], kept: number): void {
-    if (kept === 0 && lent.length > 0) this.#arenas[arena]!.discard()
-    for (const page of lent.splice(kept)) this.#pools[0]!.releasePage(page)
+  #takeBack(lent: PageId[], kept: number): void {
+    for (const page of lent.splice(kept)) this.#pools[0]!.takeBackPage(page)
   }
 
   /** Pages of a borrower of which somebody holds something. */

@@ -137,6 +137,18 @@ export class KvMemory implements Disposable {
     }, -lent)
   }
 
+  /**
+   * Memory of pages that nobody has used for so many milliseconds goes back to the system, where it can (Linux, the CPU's memory), so that
+   * what the process takes follows what is in use. Steps may run meanwhile: what they read beside their rows is masked, and 0 is a number.
+   * @returns bytes of the memory that went back, what was free of memory before included
+   */
+  giveBack(idleMs: number): number {
+    let bytes = 0
+    for (const [i, pool] of this.#pools.entries())
+      for (const { from, to } of pool.takeIdle(idleMs)) bytes += this.#arenas[i]!.giveBack(from, to)
+    return bytes
+  }
+
   // whole pages ------------------------------------------------------------------------------------------------------------
 
   /**

@@ -48,6 +48,46 @@ describe('a page pool', () => {
     assert.deepEqual([pool.age(p), pool.isFree(p)], [0, true])
   })
 
+  it('says which free pages were written to and are idle, once', () => {
+    let now = 0
+    const pool = new PagePool(8, 2, () => now)
+    assert.deepEqual(pool.takeIdle(0), [], 'none was ever used')
+    for (const p of [0, 1, 2, 5]) pool.holdPage(page(p))
+    pool.splitPage(page(5))
+    for (const p of [1, 2]) pool.releasePage(page(p))
+    now = 10
+    pool.releaseBlock(page(5), 0)
+    assert.deepEqual(pool.takeIdle(11), [])
+    // Pages that were never used close the gap to page 5, of which a block is held.
+    assert.deepEqual(pool.takeIdle(10), [{ from: 1, to: 5 }])
+    assert.deepEqual(pool.takeIdle(10), [])
+    pool.releaseBlock(page(5), 1)
+    now = 20
+    assert.deepEqual(pool.takeIdle(10), [{ from: 1, to: 8 }])
+    // One that was used again counts again, and a busy one beside it does not hide it.
+    pool.releasePage(pool.takePage(2, null)!)
+    now = 25
+    pool.releasePage(pool.takePage(5, null)!)
+    now = 30
+    assert.deepEqual(pool.takeIdle(10), [{ from: 1, to: 6 }])
+  })
+
+  it('counts what is lent as idle: nobody writes there', () => {
+    let now = 0
+    const pool = new PagePool(4, 1, () => now)
+    pool.releasePage(pool.takePage(2, null)!)
+    assert.deepEqual([pool.lendPage(), pool.lendPage(), pool.freePages], [3, 2, 2])
+    now = 5
+    assert.deepEqual(pool.takeIdle(5), [{ from: 0, to: 4 }], 'page 3 was used before it was lent')
+    pool.takeBackPage(page(2))
+    now = 10
+    assert.deepEqual(pool.takeIdle(0), [], 'page 2 was only lent')
+    assert.equal(pool.freePages, 3)
+    assert.equal(pool.takePage(1, null), 2)
+    pool.releasePage(page(2))
+    assert.deepEqual(pool.takeIdle(0), [{ from: 0, to: 4 }])
+  })
+
   it('opens extents in the smallest gap that is large enough, else in the largest', () => {
     const pool = new PagePool(16, 1)
     for (const p of [3, 9]) pool.holdPage(page(p)) // gaps: [0, 3) [4, 9) [10, 16)

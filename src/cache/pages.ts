@@ -29,8 +29,12 @@ export class PagePool {
   readonly #blocks: (Uint32Array | null)[]
   /** Extents that cover a page. */
   readonly #claims: Uint16Array
-  /** When somebody last began to hold a page or a block of it, on the clock `now`. */
-  readonly #heldMs: Float64Array
+  /** When somebody last began to hold a page or a block of it, or the last one let it go, on the clock `now`. */
+  readonly #sinceMs: Float64Array
+  /** 1: somebody held the page since it was last said to be idle, so its memory was written to. */
+  readonly #touched: Uint8Array
+  /** 1: its bytes are lent to another arena, and nobody writes here. */
+  readonly #lent: Uint8Array
   readonly #now: () => number
   /** Pages without whole holders of which some blocks are held, some free. */
   readonly #fragmented = new Set<number>()
@@ -44,7 +48,9 @@ export class PagePool {
     this.#whole = new Uint32Array(pages)
     this.#blocks = Array.from({ length: pages }, () => null)
     this.#claims = new Uint16Array(pages)
-    this.#heldMs = new Float64Array(pages)
+    this.#sinceMs = new Float64Array(pages)
+    this.#touched = new Uint8Array(pages)
+    this.#lent = new Uint8Array(pages)
     this.#now = now
     this.#freePages = pages
   }
@@ -118,8 +124,8 @@ export class PagePool {
     return page as PageId
   }
 
-  /** Takes the last free page, where others are least likely to grow. Null when there is none. */
-  takeLastPage(): PageId | null {
+  /** Takes the last free page, where others are least likely to grow, only for its bytes not to be used. Null when there is none. */
+  lendPage(): PageId | null {
     const last = (mayTake: (p: number) => boolean) => {
       for (let p = this.pages - 1; p >= 0; p--) if (this.isFree(p) && mayTake(p)) return p
       return -1
@@ -127,8 +133,17 @@ export class PagePool {
     if (this.#freePages === 0) return null
     const unclaimed = last((p) => this.#claims[p] === 0)
     const page = (unclaimed >= 0 ? unclaimed : last(() => true)) as PageId
+    const touched = this.#touched[page]!
     this.holdPage(page)
+    this.#touched[page] = touched
+    this.#lent[page] = 1
     return page
+  }
+
+  /** What {@link lendPage} lent is free again. */
+  takeBackPage(page: PageId): void {
+    this.#lent[page] = 0
+    this.releasePage(page)
   }
 
   /** Takes a free page for one that is held by nobody: for pages that were chosen elsewhere. */
@@ -138,7 +153,7 @@ export class PagePool {
     this.#whole[page]!++
     this.#usedBlocks += this.columns - before
     this.#fragmented.delete(page)
-    this.#heldMs[page] = this.#now()
+    this.#touch(page)
   }
 
   releasePage(page: PageId): void {
@@ -192,7 +207,7 @@ export class PagePool {
     const now = this.#used(page)
     this.#usedBlocks += now - before
     this.#settle(page, now)
-    this.#heldMs[page] = this.#now()
+    this.#touch(page)
   }
 
   releaseBlock(page: PageId, column: number): void {
@@ -215,11 +230,27 @@ export class PagePool {
     return this.#whole[page]! + (this.#blocks[page]?.[column] ?? 0)
   }
 
+  // memory -------------------------------------------------------------------------------------------------------------
+
+  /**
+   * Runs of pages in which nobody has written for `ms` milliseconds, and of which some were written to before: those whose memory is
+   * worth giving back. They count as never written to from then on.
+   */
+  takeIdle(ms: number): Extent[] {
+    const before = this.#now() - ms
+    const isIdle = (p: number) =>
+      (this.isFree(p) || this.#lent[p] === 1) && (this.#touched[p] === 0 || this.#sinceMs[p]! <= before)
+    const isTouched = ({ from, to }: Extent) => this.#first(from, to, (p) => this.#touched[p] === 1) >= 0
+    const runs = [...this.#gaps(isIdle)].filter(isTouched)
+    for (const { from, to } of runs) this.#touched.fill(0, from, to)
+    return runs
+  }
+
   // for displays and the checker ----------------------------------------------------------------------------------------
 
   /** Milliseconds since somebody last began to hold a page or a block of it; 0: nobody holds any. */
   age(page: number): number {
-    return this.isFree(page) ? 0 : this.#now() - this.#heldMs[page]!
+    return this.isFree(page) ? 0 : this.#now() - this.#sinceMs[page]!
   }
 
   /** Whether nobody holds any part of a page. */
@@ -263,9 +294,17 @@ export class PagePool {
 
   /** After a page lost or won a holder: is it free, fragmented, or full? */
   #settle(page: number, used: number): void {
-    if (used === 0) this.#freePages++
+    if (used === 0) {
+      this.#freePages++
+      this.#sinceMs[page] = this.#now()
+    }
     if (used > 0 && used < this.columns) this.#fragmented.add(page)
     else this.#fragmented.delete(page)
+  }
+
+  #touch(page: number): void {
+    this.#sinceMs[page] = this.#now()
+    this.#touched[page] = 1
   }
 
   #first(from: number, to: number, holds: (page: number) => boolean): number {

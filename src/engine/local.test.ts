@@ -9,6 +9,7 @@ import type { KvasirError } from '../contract/errors.ts'
 import { readGguf, str, writeGguf } from '../ggml/gguf/index.ts'
 import { loadNative } from '../ggml/library.ts'
 import { liveNatives } from '../ggml/owned.ts'
+import { canGiveBack } from '../ggml/posix.ts'
 import type { ChatMessage } from '../model/template/template.ts'
 import { LocalEngine as Engine } from './local.ts'
 import { type EngineOptions, modelPath } from './options.ts'
@@ -270,6 +271,28 @@ describe('many requests', () => {
     // A leak of one step's graph context (about 300 KiB) a generation would be 300 MiB.
     assert.ok(grown < 48, `${grown.toFixed(1)} MiB`)
   })
+})
+
+it('memory that nobody uses goes back to the system within seconds', {
+  skip: !canGiveBack && 'Linux only',
+}, async () => {
+  const { store } = engine
+  const giveBack = store.giveBack.bind(store)
+  let given = 0
+  store.giveBack = (idleMs) => {
+    const bytes = giveBack(idleMs)
+    given += bytes
+    return bytes
+  }
+  const first = await collect({ prompt: longPrompt, maxTokens: 4, sampling: greedy })
+  await engine.clearCache()
+  const before = process.memoryUsage().rss
+  const from = performance.now()
+  while (given < store.home.pageBytes * 64 && performance.now() - from < 20_000) await sleep(50)
+  assert.ok(given >= store.home.pageBytes * 64, `${given} bytes after 20 s`)
+  assert.ok(process.memoryUsage().rss <= before)
+  store.giveBack = giveBack
+  assert.equal((await collect({ prompt: longPrompt, maxTokens: 4, sampling: greedy })).text, first.text)
 })
 
 describe('errors name what is wrong and how to mend it', () => {

@@ -46,6 +46,9 @@ import { encodePrompt } from './prompt.ts'
 import { checkForced, checkRequest, type GeneratePart, type GenerateRequest, type PromptRequest } from './request.ts'
 import { type EmbedTask, type GenerateTask, NOT_STARTED, stoppedByCaller, type Task } from './task.ts'
 
+/** Memory of pages that nobody has used for so long goes back to the system; looked for as often. */
+const IDLE_MS = 1000
+
 export class LocalEngine implements EngineApi, Disposable {
   readonly model: Model
   readonly options: CompleteOptions
@@ -57,6 +60,8 @@ export class LocalEngine implements EngineApi, Disposable {
   readonly #loop: EngineLoop
   readonly #events: EventLog
   readonly #tasks = new Set<Task>()
+  /** Gives memory back that is not used. */
+  readonly #giver: NodeJS.Timeout
   readonly #calibrations = new Map<Calibration['policy'], Promise<Calibration | null>>()
   #template: ChatTemplate | null = null
   #disposed = false
@@ -83,6 +88,7 @@ export class LocalEngine implements EngineApi, Disposable {
       ...options,
       scheduler: schedulerNamed(options.scheduler),
     })
+    this.#giver = setInterval(() => store.giveBack(IDLE_MS), IDLE_MS).unref()
   }
 
   /**
@@ -400,6 +406,7 @@ export class LocalEngine implements EngineApi, Disposable {
   }
 
   #free(): void {
+    clearInterval(this.#giver)
     this.#executor[Symbol.dispose]()
     this.store[Symbol.dispose]()
     this.model[Symbol.dispose]()

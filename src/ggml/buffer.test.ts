@@ -14,6 +14,7 @@ import { Graph } from './graph.ts'
 import { canMap, Mapping } from './mapping.ts'
 import * as ops from './ops/index.ts'
 import { liveNatives } from './owned.ts'
+import { canGiveBack } from './posix.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'kvasir-'))
 
@@ -178,4 +179,23 @@ test('large memory that is cleared is 0 and takes none until it is written to', 
   buffer.clear()
   for (const at of [0, 1000, elements / 2, elements - 3]) assert.deepEqual([...probe(at)], [0, 0, 0])
   if (process.platform === 'linux') assert.ok(resident() - before < 0.1 * buffer.bytes)
+})
+
+test('part of a buffer goes back to the system, and nothing beside it', { skip: !canGiveBack && 'Linux only' }, () => {
+  using c = new Context({ tensors: 2 })
+  const [before, t] = [c.tensor('f32', 1000), c.tensor('f32', 300_000)]
+  using buffer = Buffer.forContext(c, hostBufferType())
+  buffer.clear(0xff)
+  assert.equal(buffer.giveBack(t, 5000, 4000), 0, 'no whole page of the system')
+  const [from, to] = [5000, 1_000_004]
+  const given = buffer.giveBack(t, from, to - from)
+  assert.ok(given > to - from - 2 * 65536 && given <= to - from, `${given}`)
+  const floats = t.floats()
+  const zeros = floats.reduce((sum, x) => sum + (x === 0 ? 1 : 0), 0)
+  assert.equal(4 * zeros, given)
+  assert.ok(floats.subarray(0, from / 4).every(Number.isNaN) && floats.subarray(to / 4).every(Number.isNaN))
+  assert.ok(before.floats().every(Number.isNaN))
+  t.set(Float32Array.of(1, 2), from + 8)
+  assert.deepEqual([...t.get(new Float32Array(2), from + 8)], [1, 2])
+  assert.throws(() => buffer.giveBack(t, 1_200_000, 4), isCode('SHAPE'))
 })

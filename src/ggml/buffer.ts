@@ -4,8 +4,8 @@ import { KvasirError, showBytes } from '../contract/errors.ts'
 import type { Context } from './context.ts'
 import type { Pointer } from './declare.ts'
 import { ffi } from './library.ts'
-import { zeroUntouched } from './mapping.ts'
 import { Owned } from './owned.ts'
+import { canGiveBack, giveBack, zeroUntouched } from './posix.ts'
 import { TENSOR_BUFFER_OFFSET, type Tensor } from './tensor.ts'
 
 export class BufferType {
@@ -95,13 +95,23 @@ export class Buffer extends Owned {
    * is written to, where the system can do that.
    */
   clear(value = 0): void {
-    if (value === 0 && this.discard()) return
+    if (value === 0 && this.canGiveBack && zeroUntouched(ffi.ggml_backend_buffer_get_base(this.ptr)!, this.bytes))
+      return
     ffi.ggml_backend_buffer_clear(this.ptr, value)
   }
 
-  /** Gives plain memory back to the system, where it can be: all bytes are 0 then, and take none. False: nothing was done. */
-  discard(): boolean {
-    return this.type?.name === 'CPU' && zeroUntouched(ffi.ggml_backend_buffer_get_base(this.ptr)!, this.bytes)
+  /** Whether memory of this buffer can go back to the system before the buffer does: plain memory, on Linux. */
+  get canGiveBack(): boolean {
+    return canGiveBack && this.type?.name === 'CPU'
+  }
+
+  /**
+   * Bytes [offset, offset + bytes) of a tensor in this buffer are not needed: what of them are whole pages of the system goes back to it,
+   * where that can be done, and reads as 0 until it is written to. The rest stays as it is.
+   * @returns bytes that went back
+   */
+  giveBack(t: Tensor, offset: number, bytes: number): number {
+    return this.canGiveBack ? giveBack(t.address(offset, bytes), bytes) : 0
   }
 
   /** Tells the schedulers that this holds weights, so that work moves to them rather than they to the work. */

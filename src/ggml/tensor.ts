@@ -127,10 +127,15 @@ export class Tensor {
    * buffer is gone: nothing would notice.
    */
   hostWords(): Uint32Array {
-    this.#checkRange(this.bytes - (this.bytes % 4), 0)
     if (this.ctx.packed) throw new KvasirError('NOT_SUPPORTED', `${show(this)} is a packed weight: it cannot be read`)
-    const address = koffi.decode(this.ptr, TENSOR_DATA_OFFSET, 'void*')
-    return new Uint32Array(koffi.view(address, this.bytes - (this.bytes % 4)))
+    const bytes = this.bytes - (this.bytes % 4)
+    return new Uint32Array(koffi.view(this.address(0, bytes), bytes))
+  }
+
+  /** Where bytes [offset, offset + bytes) of its memory begin. */
+  address(offset: number, bytes: number): Pointer {
+    this.#checkRange(bytes, offset)
+    return koffi.decode(this.ptr, TENSOR_DATA_OFFSET, 'void*') + BigInt(offset)
   }
 
   /** All elements of a contiguous f32 tensor. */
