@@ -207,9 +207,11 @@ export class Arena implements Disposable {
       return
     }
     const size = values.tensor.nb[0]
-    const at = (t: Tensor, cell: number, i: number) => head * t.nb[2] + i * t.nb[1] + cell * size
-    for (let i = 0; i < this.shape.headDim; i++)
-      copyBytes(values, at(values.tensor, from, i), intoValues, at(intoValues.tensor, to, i), size)
+    const [step, intoStep] = [values.tensor.nb[1], intoValues.tensor.nb[1]]
+    let at = head * values.tensor.nb[2] + from * size
+    let intoAt = head * intoValues.tensor.nb[2] + to * size
+    for (let i = 0; i < this.shape.headDim; i++, at += step, intoAt += intoStep)
+      copyBytes(values, at, intoValues, intoAt, size)
   }
 
   /**
@@ -316,8 +318,8 @@ const copied = new Uint8Array(4096)
 
 /** Few bytes from one tensor to another. */
 function copyBytes(from: Part, offset: number, into: Part, intoOffset: number, bytes: number): void {
-  if (from.host && into.host) {
-    const [a, b] = [from.host, into.host]
+  const [a, b] = [from.host, into.host]
+  if (a && b) {
     for (let i = 0; i < bytes; i++) b[intoOffset + i] = a[offset + i]!
     return
   }

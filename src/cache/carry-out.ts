@@ -54,17 +54,22 @@ function keepOnly(store: KvStore, sequence: KvSequence, plan: KeepPlan, tools: C
   if (plan.placement === 'slots') sequence.inSlots = true
   const copies = sequence.columns.map((c, i) => (mergesOf(i).length ? sharedBlocks(store, sequence, i, c) : 0))
   if (copies.some((blocks) => blocks > 0)) tools!.makeRoom(store.pagesToBorrow(sequence.arena, Math.max(...copies)))
-  const kept = [...sequence.columns.entries()].map(([i, column]) => {
-    if (!mergesOf(i).length) return rowsOf(i).map((row) => column.byPosition[row]!)
+  const gone = sequence.columns.map((column, i) => {
+    if (!mergesOf(i).length) return droppedCells(column.byPosition, rowsOf(i))
     // Merging drops rows: from then on they go by their positions.
     const positions = column.orderedPositions()
     merge(store, sequence, i, mergesOf(i), positions, tools!.runner())
     const stay = new Set(rowsOf(i).map((row) => positions[row]!))
-    return column.byPosition.filter((cell) => stay.has(column.positions[cell]!))
+    return [...column.byPosition].filter((cell) => !stay.has(column.positions[cell]!))
   })
-  const gone = sequence.columns.map((column, i) => missing(column.byPosition, kept[i]!))
   const isMuch = gone.some((cells) => cells.length >= PAGE_CELLS)
-  if (sequence.layout === 'ragged' && isMuch && store.rewrite(sequence, kept)) return
+  if (sequence.layout === 'ragged' && isMuch) {
+    const kept = sequence.columns.map((column, i) => {
+      const lost = new Set(gone[i]!)
+      return column.byPosition.filter((cell) => !lost.has(cell))
+    })
+    if (store.rewrite(sequence, kept)) return
+  }
   // Rows that go at the front of all heads alike leave whole blocks soon enough.
   const mostHoles = sequence.layout === 'uniform' ? PAGE_CELLS : 1
   for (const [i, column] of sequence.columns.entries()) {
@@ -127,13 +132,13 @@ function move(store: KvStore, sequence: KvSequence, { stored, shared }: Moves, t
   for (const i of sequence.columns.keys()) closeHoles(store, sequence, i)
 }
 
-/** Those of `cells` that are not among the kept ones; both in one order. */
-function missing(cells: Int32Array, kept: Int32Array): number[] {
+/** Those of a column's cells that a plan does not keep. @param rows that it keeps: indices into `cells`, ascending */
+function droppedCells(cells: Int32Array, rows: Int32Array): number[] {
   const gone: number[] = []
   let next = 0
-  for (const cell of cells)
-    if (kept[next] === cell) next++
-    else gone.push(cell)
+  for (let row = 0; row < cells.length; row++)
+    if (next < rows.length && rows[next] === row) next++
+    else gone.push(cells[row]!)
   return gone
 }
 

@@ -120,7 +120,8 @@ function isAsComputed(sequence: KvSequence, column: Column, row: number): boolea
 
 function checkAscending(rows: Int32Array, n: number, where: string): void {
   let before = -1
-  for (const row of rows) {
+  for (let i = 0; i < rows.length; i++) {
+    const row = rows[i]!
     if (!(row > before && row < n))
       throw bad(`${where}: row ${row} behind ${before} of ${n}; rows must ascend and be there`)
     before = row
@@ -130,5 +131,8 @@ function checkAscending(rows: Int32Array, n: number, where: string): void {
 const bad = (what: string) => new KvasirError('INVALID_ARGUMENT', `compression plan: ${what}`)
 
 export function sameRows(a: Int32Array, b: Int32Array): boolean {
-  return a === b || (a.length === b.length && a.every((row, i) => row === b[i]))
+  if (a === b) return true
+  if (a.length !== b.length) return false
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false
+  return true
 }

@@ -137,7 +137,8 @@ export class Column {
 
   /** Puts the blocks into another order, in which the next row goes to `end`. Those that are not in it, and hold no rows, are given. */
   arrange(order: readonly number[], end: number): BlockRef[] {
-    if (order.some((from, to) => from !== to)) this.#order = null
+    if (order.every((from, to) => from === to)) return this.#cut(order.length, end)
+    this.#order = null
     const old = this.#positions.slice()
     const oldMarks = new Map([...this.#marks].map(([mark, m]) => [mark, m.slice()]))
     const blocks = this.blocks.slice()
@@ -153,6 +154,13 @@ export class Column {
     this.#end = end
     this.#runs = null
     return blocks.filter((_, i) => !kept.has(i))
+  }
+
+  /** Takes out the blocks from `blocks` on, which hold no rows, and gives them; the next row goes to `end`. */
+  #cut(blocks: number, end: number): BlockRef[] {
+    this.#end = end
+    this.#runs = null
+    return this.blocks.splice(blocks)
   }
 
   /**

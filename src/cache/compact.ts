@@ -55,11 +55,22 @@ function planCompaction(
 /** Moves after which all rows of some blocks lie in front of all their holes, and how many rows they are. */
 function closeUp(positions: Int32Array, blocks: readonly number[]): { moves: Move[]; rows: number } {
   const cellAt = (i: number) => blocks[Math.floor(i / PAGE_CELLS)]! * PAGE_CELLS + (i % PAGE_CELLS)
+  const cells = blocks.length * PAGE_CELLS
+  // Policies that plan after each row leave one hole among thousands of rows.
+  const holeFrom = (i: number): number => {
+    while (i < cells) {
+      const left = PAGE_CELLS - (i % PAGE_CELLS)
+      const hole = positions.subarray(cellAt(i), cellAt(i) + left).indexOf(-1)
+      if (hole >= 0) return i + hole
+      i += left
+    }
+    return cells
+  }
   const moves: Move[] = []
   let into = 0
-  let from = blocks.length * PAGE_CELLS - 1
+  let from = cells - 1
   for (; ; into++, from--) {
-    while (into <= from && positions[cellAt(into)]! >= 0) into++
+    into = Math.min(holeFrom(into), from + 1)
     while (from >= into && positions[cellAt(from)]! < 0) from--
     if (into >= from) break
     moves.push([cellAt(from), cellAt(into)])

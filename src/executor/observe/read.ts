@@ -61,8 +61,9 @@ export class ObservationReader {
     for (let h = 0; h < H; h++) {
       const order = byHead[Math.floor(h / group)]!
       const keys = order.cells.length
-      if (order.inPlace) out.set(raw.subarray(h * cells, h * cells + keys), h * n)
-      else for (let j = 0; j < keys; j++) out[h * n + j] = raw[h * cells + order.cells[j]!]!
+      const [from, to] = [h * cells, h * n]
+      if (order.inPlace) out.set(raw.subarray(from, from + keys), to)
+      else for (let j = 0; j < keys; j++) out[to + j] = raw[from + order.cells[j]!]!
       out.fill(0, h * n + keys, (h + 1) * n)
     }
     return out
@@ -71,13 +72,16 @@ export class ObservationReader {
 
 /** The keys of one column, where a load reads them. */
 function keyOrder(load: Load, column: number): KeyOrder {
-  const { byPosition } = load.columns[column]!
-  const slotOf = new Map<number, number>()
-  for (const [slot, block] of load.slots[column]!.entries()) if (block >= 0) slotOf.set(block, slot)
-  const cells = byPosition.map((cell) => slotOf.get(Math.floor(cell / PAGE_CELLS))! * PAGE_CELLS + (cell % PAGE_CELLS))
-  return {
-    cells,
-    positions: load.columns[column]!.orderedPositions(),
-    inPlace: cells.every((cell, i) => cell === i),
+  const { byPosition, blocks } = load.columns[column]!
+  const slotOf = new Int32Array(blocks.length)
+  for (const [slot, block] of load.slots[column]!.entries()) if (block >= 0) slotOf[block] = slot
+  const cells = new Int32Array(byPosition.length)
+  let inPlace = true
+  // After each row of an answer, for each head: no iterators.
+  for (let i = 0; i < cells.length; i++) {
+    const cell = byPosition[i]!
+    cells[i] = slotOf[Math.floor(cell / PAGE_CELLS)]! * PAGE_CELLS + (cell % PAGE_CELLS)
+    inPlace &&= cells[i] === i
   }
+  return { cells, positions: load.columns[column]!.orderedPositions(), inPlace }
 }

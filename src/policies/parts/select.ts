@@ -6,6 +6,8 @@ import type { Ends, LayerScores } from './scores.ts'
 /** Indices of the `count` largest scores, ascending; of equal ones those that come first. */
 export function topRows(scores: Float64Array, count: number): Int32Array {
   const k = Math.max(0, Math.min(count, scores.length))
+  // The case of every decode step.
+  if (k === scores.length - 1) return allBut(worst(scores), k)
   const out = new Int32Array(k)
   const least = k === 0 ? Number.POSITIVE_INFINITY : bound(scores, k)
   let equal = k
@@ -15,20 +17,33 @@ export function topRows(scores: Float64Array, count: number): Int32Array {
     const s = scores[j]!
     if (s > least || (s === least && equal-- > 0)) out[at++] = j
   }
-  if (at !== k) throw new KvasirError('NATIVE_FAILED', 'attention gave scores that are not numbers')
+  if (at !== k) throw notNumbers()
   return out
 }
 
-/**
- * A bound that `k` scores reach and at most k pass. Numbers are sorted several times faster than indices by their scores; all
- * but one, the case of every decode step, needs no sorting.
- */
+/** A bound that `k` scores reach and at most k pass. Numbers are sorted several times faster than indices by their scores. */
 function bound(scores: Float64Array, k: number): number {
-  if (k < scores.length - 1) return scores.toSorted()[scores.length - k]!
-  let least = Number.POSITIVE_INFINITY
-  for (const s of scores) if (s < least) least = s
-  return least
+  return scores.toSorted()[scores.length - k]!
 }
+
+/** Index of the least score; of equal ones the last. */
+function worst(scores: Float64Array): number {
+  let at = 0
+  for (let j = 0; j < scores.length; j++) {
+    if (scores[j]! <= scores[at]!) at = j
+    else if (Number.isNaN(scores[j]!)) throw notNumbers()
+  }
+  return at
+}
+
+/** 0 to `last`, without one. */
+function allBut(one: number, last: number): Int32Array {
+  const out = new Int32Array(last)
+  for (let j = 0; j < last; j++) out[j] = j < one ? j : j + 1
+  return out
+}
+
+const notNumbers = () => new KvasirError('NATIVE_FAILED', 'attention gave scores that are not numbers')
 
 /**
  * The plan of one layer: rows at both ends, and the best of those that compete.
