@@ -4,7 +4,7 @@
 set -e
 cd "$(dirname "$0")/.."
 policies=full,random,streaming-llm,snapkv,ada-kv,cake,compresskv,razorattention,uncomp
-policies="$policies,kivi?bits=2&residual=32,gear,mikv?hi=8,zipcache"
+policies="$policies,kivi?bits=2&residual=32,gear,mikv?hi=8,zipcache,types?k=q8_0&v=q8_0,types?k=q4_0&v=q4_0"
 out=docs/quality/lengths
 mkdir -p $out
 kvasir() { node --import tsx src/cli/main.ts "$@"; }

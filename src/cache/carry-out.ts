@@ -57,7 +57,7 @@ function keepOnly(store: KvStore, sequence: KvSequence, plan: KeepPlan, tools: C
   const gone = sequence.columns.map((column, i) => {
     if (!mergesOf(i).length) return droppedCells(column.byPosition, rowsOf(i))
     // Merging drops rows: from then on they go by their positions.
-    const positions = column.orderedPositions()
+    const positions = column.orderedPositions
     merge(store, sequence, i, mergesOf(i), positions, tools!.runner())
     const stay = new Set(rowsOf(i).map((row) => positions[row]!))
     return [...column.byPosition].filter((cell) => !stay.has(column.positions[cell]!))
@@ -97,7 +97,7 @@ interface Moves {
 function movesOf(store: KvStore, sequence: KvSequence, plan: KeepPlan, tools: CarryOutTools | undefined): Moves {
   const { kvHeads } = store.dims
   const positionsOf = (layer: number, head: number, rows: Int32Array): Int32Array => {
-    const all = sequence.column(layer, head, kvHeads).orderedPositions()
+    const all = sequence.column(layer, head, kvHeads).orderedPositions
     return rows.map((row) => all[row]!)
   }
   const stored = (plan.stored ?? []).flatMap(({ format, rows, balance }) =>

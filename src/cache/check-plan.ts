@@ -77,7 +77,7 @@ function checkMoves(sequence: KvSequence, plan: KeepPlan, formats: number, layer
       take(lower, head, lowerRows[head]!, 'to be shared')
       take(upper, head, upperRows[head]!, 'to be shared')
       const positions = (layer: number, rows: Int32Array) => {
-        const all = sequence.column(layer, head, kvHeads).orderedPositions()
+        const all = sequence.column(layer, head, kvHeads).orderedPositions
         return rows.map((row) => all[row]!)
       }
       if (!sameRows(positions(lower, lowerRows[head]!), positions(upper, upperRows[head]!)))

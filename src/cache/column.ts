@@ -66,6 +66,8 @@ export class Column {
   #runs: readonly Run[] | null = null
   /** Cells of the rows in the order of their positions, where it is known; policies ask for it row after row. */
   #order: Int32Array | null = null
+  /** Their positions, which stay the same wherever rows move to; null: to be worked out. */
+  #ordered: Int32Array | null = null
 
   get end(): number {
     return this.#end
@@ -203,6 +205,7 @@ export class Column {
   /** A row of position `position` in the next cell, whose block must be there; the cell. */
   push(position: number): number {
     const cell = this.#end++
+    this.#ordered = null
     this.#positions[cell] = position
     this.#rows++
     if (this.#order) this.#order = appended(this.#order, this.#positions, cell)
@@ -212,6 +215,7 @@ export class Column {
   /** Makes a cell a hole. Its block stays until {@link takeEmpty}. */
   drop(cell: number): void {
     if (this.#positions[cell]! < 0) return
+    this.#ordered = null
     const at = this.#orderOf(this.#positions[cell]!)
     if (at >= 0 && this.#order![at] === cell) {
       this.#order!.copyWithin(at, at + 1)
@@ -240,12 +244,13 @@ export class Column {
     return (this.#order = cells)
   }
 
-  /** Positions of its rows, ascending. */
-  orderedPositions(): Int32Array {
+  /** Positions of its rows, ascending. Not a copy; a change of the rows makes a new list and leaves this one as it is. */
+  get orderedPositions(): Int32Array {
+    if (this.#ordered) return this.#ordered
     const positions = this.#positions
     const out = this.byPosition.slice()
     for (let i = 0; i < out.length; i++) out[i] = positions[out[i]!]!
-    return out
+    return (this.#ordered = out)
   }
 
   /** Where a position stands in the order; below 0: it is not there, or the order is not known. */
@@ -264,6 +269,7 @@ export class Column {
 
   /** Says which row a cell holds; one that was a hole becomes a row. */
   setPosition(cell: number, position: number): void {
+    this.#ordered = null
     // A row that moves: the cell that it leaves is dropped next.
     const at = this.#positions[cell]! < 0 ? this.#orderOf(position) : -1
     if (at >= 0) this.#order![at] = cell

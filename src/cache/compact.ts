@@ -59,9 +59,9 @@ function closeUp(positions: Int32Array, blocks: readonly number[]): { moves: Mov
   // Policies that plan after each row leave one hole among thousands of rows.
   const holeFrom = (i: number): number => {
     while (i < cells) {
+      const at = cellAt(i)
       const left = PAGE_CELLS - (i % PAGE_CELLS)
-      const hole = positions.subarray(cellAt(i), cellAt(i) + left).indexOf(-1)
-      if (hole >= 0) return i + hole
+      for (let k = 0; k < left; k++) if (positions[at + k]! < 0) return i + k
       i += left
     }
     return cells

@@ -309,14 +309,7 @@ export class Compression {
   #state(sequence: KvSequence, seen: number): PolicyState {
     const { budget, seed, ahead } = this.#o
     const { kvHeads } = this.#tools.model
-    const known = new Map<number, Int32Array>()
-    const positions = (layer: number, head: number): Int32Array => {
-      const index = sequence.layout === 'uniform' ? 0 : layer * kvHeads + head
-      const column = sequence.columns[index]!
-      const found = known.get(index) ?? column.orderedPositions()
-      known.set(index, found)
-      return found
-    }
+    const positions = (layer: number, head: number) => sequence.column(layer, head, kvHeads).orderedPositions
     const formats = (layer: number, head: number) => this.#formatsOf(sequence, sequence.column(layer, head, kvHeads))
     return {
       ...{ model: this.#tools.model, seen, positions, budget, seed },

@@ -72,16 +72,17 @@ export class ObservationReader {
 
 /** The keys of one column, where a load reads them. */
 function keyOrder(load: Load, column: number): KeyOrder {
-  const { byPosition, blocks } = load.columns[column]!
-  const slotOf = new Int32Array(blocks.length)
-  for (const [slot, block] of load.slots[column]!.entries()) if (block >= 0) slotOf[block] = slot
-  const cells = new Int32Array(byPosition.length)
-  let inPlace = true
-  // After each row of an answer, for each head: no iterators.
-  for (let i = 0; i < cells.length; i++) {
-    const cell = byPosition[i]!
-    cells[i] = slotOf[Math.floor(cell / PAGE_CELLS)]! * PAGE_CELLS + (cell % PAGE_CELLS)
-    inPlace &&= cells[i] === i
-  }
-  return { cells, positions: load.columns[column]!.orderedPositions(), inPlace }
+  const { byPosition, blocks, orderedPositions } = load.columns[column]!
+  const slots = load.slots[column]!
+  const cells = slots.every((block, slot) => block === slot || block < 0)
+    ? byPosition
+    : inSlots(byPosition, slots, blocks.length)
+  return { cells, positions: orderedPositions, inPlace: cells.every((cell, i) => cell === i) }
+}
+
+/** Where the cells of a column lie in a load that reads its blocks in another order. */
+function inSlots(cells: Int32Array, slots: Int32Array, blocks: number): Int32Array {
+  const slotOf = new Int32Array(blocks)
+  for (const [slot, block] of slots.entries()) if (block >= 0) slotOf[block] = slot
+  return cells.map((cell) => slotOf[Math.floor(cell / PAGE_CELLS)]! * PAGE_CELLS + (cell % PAGE_CELLS))
 }

@@ -5,20 +5,30 @@ import type { Ends, LayerScores } from './scores.ts'
 
 /** Indices of the `count` largest scores, ascending; of equal ones those that come first. */
 export function topRows(scores: Float64Array, count: number): Int32Array {
-  const k = Math.max(0, Math.min(count, scores.length))
+  const out = new Int32Array(Math.max(0, Math.min(count, scores.length)))
+  pick(scores, out, 0)
+  return out
+}
+
+/** Fills `out` with the indices of as many of the largest scores, counted from `first`. */
+function pick(scores: Float64Array, out: Int32Array, first: number): void {
+  const k = out.length
+  if (k === 0) return
   // The case of every decode step.
-  if (k === scores.length - 1) return allBut(worst(scores), k)
-  const out = new Int32Array(k)
-  const least = k === 0 ? Number.POSITIVE_INFINITY : bound(scores, k)
+  if (k === scores.length - 1) {
+    const one = worst(scores)
+    for (let j = 0; j < k; j++) out[j] = first + (j < one ? j : j + 1)
+    return
+  }
+  const least = bound(scores, k)
   let equal = k
   for (const s of scores) if (s > least) equal--
   let at = 0
   for (let j = 0; j < scores.length && at < k; j++) {
     const s = scores[j]!
-    if (s > least || (s === least && equal-- > 0)) out[at++] = j
+    if (s > least || (s === least && equal-- > 0)) out[at++] = first + j
   }
   if (at !== k) throw notNumbers()
-  return out
 }
 
 /** A bound that `k` scores reach and at most k pass. Numbers are sorted several times faster than indices by their scores. */
@@ -34,13 +44,6 @@ function worst(scores: Float64Array): number {
     else if (Number.isNaN(scores[j]!)) throw notNumbers()
   }
   return at
-}
-
-/** 0 to `last`, without one. */
-function allBut(one: number, last: number): Int32Array {
-  const out = new Int32Array(last)
-  for (let j = 0; j < last; j++) out[j] = j < one ? j : j + 1
-  return out
 }
 
 const notNumbers = () => new KvasirError('NATIVE_FAILED', 'attention gave scores that are not numbers')
@@ -62,19 +65,20 @@ export function keepLayer(
     const count = counts[kvHead]!
     const same = done.get(one)
     if (same?.rows === n && same.count === count) return same.kept
-    const kept = join(n, ends, topRows(one, count))
+    const kept = keepHead(n, ends, one, count)
     done.set(one, { rows: n, count, kept })
     return kept
   })
 }
 
-function join(n: number, ends: Ends, middle: Int32Array): Int32Array {
+function keepHead(n: number, ends: Ends, scores: Float64Array, count: number): Int32Array {
   const first = Math.min(ends.first, n)
   const last = Math.min(ends.last, n - first)
-  const kept = new Int32Array(first + middle.length + last)
+  const best = Math.max(0, Math.min(count, scores.length))
+  const kept = new Int32Array(first + best + last)
   for (let j = 0; j < first; j++) kept[j] = j
-  for (let j = 0; j < middle.length; j++) kept[first + j] = first + middle[j]!
-  for (let j = 0; j < last; j++) kept[first + middle.length + j] = n - last + j
+  pick(scores, kept.subarray(first, first + best), first)
+  for (let j = 0; j < last; j++) kept[first + best + j] = n - last + j
   return kept
 }
 
