@@ -6,6 +6,7 @@ import { cpuDevice } from '../ggml/device.ts'
 import { backend, Random, runner } from '../ggml/fixture.test.ts'
 import { toFloats } from '../ggml/numbers.ts'
 import { liveNatives } from '../ggml/owned.ts'
+import { canGiveBack } from '../ggml/posix.ts'
 import { type ArenaFormat, PAGE_CELLS } from './arena.ts'
 import { cellBytes, isCell, Rows, setCell } from './cells.fixture.ts'
 import { checkStore } from './check.ts'
@@ -446,6 +447,10 @@ class Twins {
     this.count('swapIn')
   }
 
+  giveBack(): void {
+    if (this.store.giveBack(0) > 0) this.count('giveBack')
+  }
+
   /** Later rows go to another arena. */
   switchArena(): void {
     const t = this.twin()
@@ -494,6 +499,7 @@ const OPERATIONS: readonly (readonly [Operation, number])[] = [
   ['adopt', 6],
   ['swapOut', 3],
   ['swapIn', 3],
+  ['giveBack', 3],
   ['switchArena', 1],
   ['requantize', 2],
 ]
@@ -558,6 +564,7 @@ describe('random operations', () => {
         'adopt',
         'fork',
       ]
+      if (canGiveBack) must.push('giveBack')
       if (arenas.length > 1) must.push('requantize', 'requantize, no room', 'switchArena')
       if (OPERATIONS_EACH >= 30_000) for (const what of must) assert.ok(totals[what]! >= 10, `${what}: ${totals[what]}`)
     })
