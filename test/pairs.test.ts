@@ -158,6 +158,8 @@ interface Seen {
   views: number
   gathers: number
   loadedPages: number
+  /** Loads that were expected to take longer than to compute the pages again: on a busy machine that can be so. */
+  declines: number
   offloadedPages: number
 }
 
@@ -180,6 +182,7 @@ class Opened {
     const held = engine instanceof LocalEngine && has('gather') ? fragment(engine.store) : 0
     engine.onEvent((e) => {
       if (e.kind === 'pages-load') seen.loadedPages += e.pages
+      else if (e.kind === 'load-decline') seen.declines++
       else if (e.kind === 'pages-offload') seen.offloadedPages += e.pages
       else if (e.kind === 'step-end' && engine instanceof LocalEngine)
         for (const s of engine.store.sequences.values()) {
@@ -215,7 +218,7 @@ async function runPair(pair: Pair, index: number): Promise<void> {
   }
   const atOnce = has('batch8') ? 8 : has('batch2') ? 2 : 1
   const questions = mains.slice(0, atOnce === 8 ? 8 : 2)
-  const seen: Seen = { views: 0, gathers: 0, loadedPages: 0, offloadedPages: 0 }
+  const seen: Seen = { views: 0, gathers: 0, loadedPages: 0, declines: 0, offloadedPages: 0 }
   let opened = await Opened.open(options, has, seen)
   let preemptions = 0
 
@@ -265,7 +268,8 @@ async function runPair(pair: Pair, index: number): Promise<void> {
   await opened.close()
 
   // That each feature was really at work.
-  if (!pressed && (!has('session') || has('disk') || has('restart'))) assert.ok(second >= 4 * PAGE_CELLS, `${second}`)
+  if (!pressed && (!has('session') || has('disk') || has('restart')))
+    assert.ok(second >= 4 * PAGE_CELLS || seen.declines > 0, `${second}`)
   if ((has('disk') || has('restart') || has('host')) && !pressed) assert.ok(seen.loadedPages > 0, 'nothing was loaded')
   if (has('host') && !has('restart')) assert.ok(seen.offloadedPages > 0, 'nothing was moved')
   if (has('gather') && !has('restart')) assert.ok(seen.gathers > 0 && seen.views === 0, JSON.stringify(seen))
