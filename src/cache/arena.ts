@@ -220,7 +220,6 @@ export class Arena implements Disposable {
    * @returns bytes that went back
    */
   giveBack(from: number, to: number): number {
-    if (!this.#buffer.canGiveBack) return 0
     let bytes = 0
     const give = (t: Tensor, cellBytes: number, row: number) => {
       bytes += this.#buffer.giveBack(t, row + from * PAGE_CELLS * cellBytes, (to - from) * PAGE_CELLS * cellBytes)

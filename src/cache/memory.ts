@@ -5,6 +5,7 @@
 import { KvasirError } from '../contract/errors.ts'
 import type { PageId } from '../contract/units.ts'
 import type { Device } from '../ggml/device.ts'
+import { canGiveBack } from '../ggml/posix.ts'
 import { Arena, type ArenaFormat, type CacheDims, CELL_PADDING, PAGE_CELLS } from './arena.ts'
 import type { CodeArena } from './code-arena.ts'
 import type { BlockRef } from './column.ts'
@@ -143,6 +144,7 @@ export class KvMemory implements Disposable {
    * @returns bytes of the memory that went back, what was free of memory before included
    */
   giveBack(idleMs: number): number {
+    if (!canGiveBack) return 0
     let bytes = 0
     for (const [i, pool] of this.#pools.entries())
       for (const { from, to } of pool.takeIdle(idleMs)) bytes += this.#arenas[i]!.giveBack(from, to)

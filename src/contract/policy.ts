@@ -22,7 +22,7 @@ export interface PolicyState {
   readonly model: ModelDims
   /** Tokens seen so far: the position of the next one. */
   readonly seen: number
-  /** Positions of the rows in the cache, ascending, by layer and KV head. A uniform cache has one list for all. */
+  /** Positions of the rows in the cache, ascending, by layer and KV head; to be read only. A uniform cache has one list for all. */
   readonly positions: (layer: number, kvHead: number) => Int32Array
   /**
    * In which format each of them is stored: 0 as they were computed, i + 1 in the i-th of {@link PolicyDefinition.formats},

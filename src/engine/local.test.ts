@@ -286,11 +286,9 @@ it('memory that nobody uses goes back to the system within seconds', {
   }
   const first = await collect({ prompt: longPrompt, maxTokens: 4, sampling: greedy })
   await engine.clearCache()
-  const before = process.memoryUsage().rss
   const from = performance.now()
   while (given < store.home.pageBytes * 64 && performance.now() - from < 20_000) await sleep(50)
   assert.ok(given >= store.home.pageBytes * 64, `${given} bytes after 20 s`)
-  assert.ok(process.memoryUsage().rss <= before)
   store.giveBack = giveBack
   assert.equal((await collect({ prompt: longPrompt, maxTokens: 4, sampling: greedy })).text, first.text)
 })

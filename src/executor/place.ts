@@ -1,6 +1,7 @@
 /**
  * Places the items of a step: the order of their rows in the step's table, where their keys and values are stored, and how
- * attention reads the rows that are cached. Everything here is arithmetic over block tables; `graph.ts` makes tensors of it.
+ * attention reads the rows that are cached. Everything here is arithmetic over block tables; `graph.ts` and
+ * `attention.ts` make tensors of it.
  *
  * Reading is always the same: *parts*, each a view of consecutive cells or a gather of blocks, from one arena. One view is
  * the common case, since the store keeps sequences together; a few views are multiplied one by one; anything else (a table
